@@ -1,0 +1,80 @@
+"""Why a record was rejected, and the headers that say so on its dead letter."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+MAX_DETAIL_BYTES = 1024
+HEADER_PREFIX = "dlq."
+
+Headers = tuple[tuple[str, bytes | None], ...]
+
+
+class Reason(StrEnum):
+    """Every reason for which a record becomes a dead letter."""
+
+    NOT_MSGPACK = "not-msgpack"
+    NOT_A_MAP = "not-a-map"
+    NO_ID = "no-id"
+    BAD_ID = "bad-id"
+    BAD_BLOB = "bad-blob"
+    BAD_CHUNKS = "bad-chunks"
+    BAD_TRAVERSAL = "bad-traversal"
+    BAD_IMAGE = "bad-image"
+    TOO_LARGE = "too-large"
+    TOO_MANY_PIXELS = "too-many-pixels"
+    TOO_MANY_IMAGES = "too-many-images"
+    TOO_DEEP = "too-deep"
+    NO_KEY = "no-key"
+    MODEL_ERROR = "model-error"
+    NOT_FINITE = "not-finite"
+    OUTPUT_TOO_LARGE = "output-too-large"
+    BAD_TIMESTAMP = "bad-timestamp"
+
+
+class Rejection(Exception):
+    """A record is at fault; carries what its dead letter will say."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        """Keep the reason and one line for a person."""
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """What the `dlq.*` headers of a dead letter say. Offsets count records, `timestamp_ms` Unix milliseconds."""
+
+    reason: Reason
+    detail: str
+    topic: str
+    partition: int
+    offset: int
+    timestamp_ms: int | None
+    group: str
+    worker: str
+
+    def headers(self, carried: Headers) -> Headers:
+        """Return the headers of the dead letter: `carried` less older `dlq.*` ones, then these."""
+        own = {
+            "reason": self.reason.value,
+            "detail": _one_line(self.detail),
+            "topic": self.topic,
+            "partition": str(self.partition),
+            "offset": str(self.offset),
+            "timestamp": "" if self.timestamp_ms is None else str(self.timestamp_ms),
+            "group": self.group,
+            "worker": self.worker,
+        }
+        return without_dlq(carried) + tuple((HEADER_PREFIX + name, text.encode()) for name, text in own.items())
+
+
+def without_dlq(headers: Headers) -> Headers:
+    """Return the headers in their order, less those that an earlier dead letter brought."""
+    return tuple(header for header in headers if not header[0].startswith(HEADER_PREFIX))
+
+
+def _one_line(text: str) -> str:
+    """Put `text` on one printable line of at most 1,024 bytes of UTF-8."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return line.encode(errors="replace")[:MAX_DETAIL_BYTES].decode(errors="ignore")

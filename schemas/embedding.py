@@ -1,0 +1,120 @@
+"""The embedding record: a document's id with its embedding, shaped like the document that it came from."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import msgpack
+import numpy as np
+import numpy.typing as npt
+
+from schemas.dead_letter import Reason, Rejection
+from schemas.document import Document
+from schemas.ndarray import pack_ndarray, read_ndarray
+from schemas.wire import Reader
+
+Embedding = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where embeddings come from: what makes two of them comparable.
+
+    `model` is architecture, weights and fingerprint (`ViT-B/32:openai:3f2a9c01d2e4`).
+    """
+
+    model: str
+    preprocessing: str
+    normalized: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingRecord:
+    """An embedding record as a consumer reads it. `embedding` is float32 [D]; `origin` is on the root only."""
+
+    id: str | None
+    embedding: Embedding | None
+    chunks: tuple["EmbeddingRecord", ...]
+    tags: object
+    origin: Origin | None
+
+
+def pack_embedding(document: Document, embeddings: npt.NDArray[np.float32], origin: Origin) -> bytes:
+    """Pack the embedding record of `document`; `embeddings` is float32 [N, D] in the order of its images."""
+    return b"".join(_pack(document, iter(embeddings), origin))
+
+
+def _pack(document: Document, embeddings: Iterator[Embedding], origin: Origin | None) -> Iterator[bytes]:
+    fields: list[bytes] = []
+    if document.id is not None:
+        fields += [_KEYS["id"], _packb(document.id)]
+    if document.image is not None:
+        fields += [_KEYS["embedding"], pack_ndarray(next(embeddings))]
+    if document.chunks is not None:
+        packed = b"".join(part for chunk in document.chunks for part in _pack(chunk, embeddings, None))
+        fields += [_KEYS["chunks"], _array_header(len(document.chunks)) + packed]
+    if document.tags is not None:
+        fields += [_KEYS["tags"], bytes(document.tags)]
+    if origin is not None:
+        fields += [_KEYS["model"], _packb(origin.model), _KEYS["preprocessing"], _packb(origin.preprocessing)]
+        fields += [_KEYS["normalized"], _packb(origin.normalized)]
+    yield _map_header(len(fields) // 2)
+    yield from fields
+
+
+def read_embedding(value: bytes) -> EmbeddingRecord:
+    """Read an embedding record; its vectors are read-only views of `value`.
+
+    Raises: `Rejection` where `value` is not an embedding record.
+    """
+    reader = Reader(value)
+    if reader.kind != "map":
+        raise Rejection(Reason.NOT_A_MAP, f"the record is a {reader.kind}, not a map")
+    return _read(reader)
+
+
+def _read(reader: Reader) -> EmbeddingRecord:
+    embedding: Embedding | None = None
+    chunks: tuple[EmbeddingRecord, ...] = ()
+    plain: dict[bytes, object] = {}
+    for name in reader.read_fields():
+        match name, reader.kind:
+            case b"embedding", "map":
+                embedding = read_ndarray(reader, max_bytes=None).astype(np.float32, copy=False)
+            case b"chunks", "array":
+                chunks = tuple(_read(reader) for _ in range(reader.read_array_size()))
+            case _:
+                plain[name] = _unpackb(reader.skip())
+    document_id = plain.get(b"id")
+    return EmbeddingRecord(
+        id=None if document_id is None else str(document_id),
+        embedding=embedding,
+        chunks=chunks,
+        tags=plain.get(b"tags"),
+        origin=_read_origin(plain),
+    )
+
+
+def _read_origin(plain: Mapping[bytes, object]) -> Origin | None:
+    if b"model" not in plain:
+        return None
+    return Origin(str(plain[b"model"]), str(plain.get(b"preprocessing", "")), bool(plain.get(b"normalized", False)))
+
+
+def _packb(value: object) -> bytes:
+    return bytes(msgpack.packb(value))
+
+
+def _unpackb(data: memoryview) -> object:
+    unpacked: object = msgpack.unpackb(data, strict_map_key=False)
+    return unpacked
+
+
+def _array_header(size: int) -> bytes:
+    return bytes(msgpack.Packer().pack_array_header(size))
+
+
+def _map_header(size: int) -> bytes:
+    return bytes(msgpack.Packer().pack_map_header(size))
+
+
+_KEYS = {name: _packb(name) for name in ("id", "embedding", "chunks", "tags", "model", "preprocessing", "normalized")}

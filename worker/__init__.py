@@ -1,0 +1,1 @@
+"""A Kafka stream-processing worker that turns images into CLIP embeddings."""

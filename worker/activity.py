@@ -1,0 +1,36 @@
+"""What each thread is at, and since when: written by that thread alone, read by the watchdog."""
+
+import time
+from collections.abc import Callable
+
+Clock = Callable[[], float]
+"""Seconds that only go forward; `time.monotonic` outside tests."""
+
+
+class Activity:
+    """One thread's present work. A thread that waits for work is at nothing."""
+
+    def __init__(self, name: str, clock: Clock = time.monotonic) -> None:
+        """Begin at nothing."""
+        self.name = name
+        self._clock = clock
+        self._work: tuple[float, object] | None = None
+
+    def begin(self, work: object) -> None:
+        """Say what the thread does from now on; called again, it is a sign of life."""
+        self._work = (self._clock(), work)
+
+    def end(self) -> None:
+        """Say that the thread waits."""
+        self._work = None
+
+    @property
+    def busy_s(self) -> float:
+        """Return for how many seconds the thread has been at the same work; 0 where it waits."""
+        work = self._work
+        return 0.0 if work is None else self._clock() - work[0]
+
+    def __str__(self) -> str:
+        """Name the thread and its work."""
+        work = self._work
+        return f"{self.name} waits" if work is None else f"{self.name}: {work[1]} for {self.busy_s:.1f} s"

@@ -1,0 +1,145 @@
+"""The properties of the Kafka clients: defaults that fit, the settings', then the user's own.
+
+Measured reasons for the defaults are in the README, "Decisions".
+"""
+
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from confluent_kafka import KafkaError
+
+from worker.settings import Settings
+
+Properties = dict[str, Any]
+
+# A dead letter carries the input record and the dlq.* headers.
+HEADER_ROOM_BYTES = 64 * 1024
+_LARGEST_MESSAGE_BYTES = 1_000_000_000  # librdkafka's own maximum: the topic's limit decides, not the client's
+
+# https://github.com/confluentinc/librdkafka/blob/master/CONFIGURATION.md: what is marked C or P there
+# and may reach both clients from one setting.
+CONSUMER_ONLY = frozenset(
+    {
+        "auto.commit.interval.ms",
+        "auto.offset.reset",
+        "check.crcs",
+        "consume.callback.max.messages",
+        "coordinator.query.interval.ms",
+        "fetch.error.backoff.ms",
+        "fetch.max.bytes",
+        "fetch.message.max.bytes",
+        "fetch.min.bytes",
+        "fetch.queue.backoff.ms",
+        "fetch.wait.max.ms",
+        "group.instance.id",
+        "group.protocol",
+        "group.protocol.type",
+        "group.remote.assignor",
+        "heartbeat.interval.ms",
+        "max.partition.fetch.bytes",
+        "max.poll.interval.ms",
+        "partition.assignment.strategy",
+        "queued.max.messages.kbytes",
+        "queued.min.messages",
+        "session.timeout.ms",
+    }
+)
+PRODUCER_ONLY = frozenset(
+    {
+        "batch.num.messages",
+        "batch.size",
+        "compression.codec",
+        "compression.level",
+        "compression.type",
+        "delivery.report.only.error",
+        "delivery.timeout.ms",
+        "enable.gapless.guarantee",
+        "linger.ms",
+        "message.send.max.retries",
+        "message.timeout.ms",
+        "msg_order_cmp",
+        "partitioner",
+        "queue.buffering.backpressure.threshold",
+        "queue.buffering.max.kbytes",
+        "queue.buffering.max.messages",
+        "queue.buffering.max.ms",
+        "queuing.strategy",
+        "request.timeout.ms",
+        "retries",
+        "sticky.partitioning.linger.ms",
+        "transaction.timeout.ms",
+    }
+)
+
+
+def client_id() -> str:
+    """Return a name of this process: equal ones made cooperative rebalances endless (librdkafka #4783)."""
+    return f"clip-worker-{socket.gethostname()}-{os.getpid()}"
+
+
+def common_properties(settings: Settings) -> Properties:
+    """Return what an admin client needs, and the others too."""
+    either = CONSUMER_ONLY | PRODUCER_ONLY
+    return {
+        "bootstrap.servers": settings.bootstrap_servers,
+        "client.id": client_id(),
+        "socket.keepalive.enable": True,
+        **{name: value for name, value in settings.kafka_properties.items() if name not in either},
+    }
+
+
+def consumer_properties(settings: Settings, on_error: Callable[[KafkaError], None]) -> Properties:
+    """Return the properties of the worker's consumer."""
+    own = {name: value for name, value in settings.kafka_properties.items() if name not in PRODUCER_ONLY}
+    protocol: Properties = {} if own.get("group.protocol") == "consumer" else _CLASSIC_PROTOCOL
+    return {
+        **common_properties(settings),
+        **_CONSUMER_DEFAULTS,
+        **protocol,
+        **own,
+        "group.id": settings.group_id,
+        "isolation.level": "read_committed",
+        "enable.auto.commit": False,
+        "enable.auto.offset.store": False,
+        "error_cb": on_error,
+    }
+
+
+def producer_properties(settings: Settings, on_error: Callable[[KafkaError], None]) -> Properties:
+    """Return the properties of a producer whose records are acknowledged by all in-sync replicas, in order."""
+    own = {name: value for name, value in settings.kafka_properties.items() if name not in CONSUMER_ONLY}
+    return {
+        **common_properties(settings),
+        **_PRODUCER_DEFAULTS,
+        **own,
+        "enable.idempotence": True,
+        "acks": "all",
+        "error_cb": on_error,
+    }
+
+
+_CONSUMER_DEFAULTS: Properties = {
+    "auto.offset.reset": "earliest",
+    "allow.auto.create.topics": False,
+    "max.poll.interval.ms": 300_000,
+    "queued.max.messages.kbytes": 65_536,
+    "queued.min.messages": 5_000,
+    "fetch.queue.backoff.ms": 20,  # a full queue starves the device for up to a second by default
+    "fetch.message.max.bytes": 8_388_608,
+    "fetch.wait.max.ms": 100,
+    "statistics.interval.ms": 1_000,
+}
+_CLASSIC_PROTOCOL: Properties = {
+    "partition.assignment.strategy": "cooperative-sticky",
+    "session.timeout.ms": 45_000,
+}
+_PRODUCER_DEFAULTS: Properties = {
+    "linger.ms": 5,
+    "compression.type": "none",  # neither embeddings nor images compress
+    "queue.buffering.max.kbytes": 262_144,
+    "delivery.timeout.ms": 120_000,
+    "partitioner": "murmur2_random",  # the Java clients'
+    "message.max.bytes": _LARGEST_MESSAGE_BYTES,
+}

@@ -1,0 +1,238 @@
+"""The session: take in, hand on, checkpoint; settle what is revoked, and everything at the end.
+
+Belongs to the main thread. Guarantees: the position of a partition is the offset after the last
+outcome handed on, and outcomes are handed on in order; so committing it never skips a record.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from worker.activity import Activity, Clock
+from worker.delivery import Delivery
+from worker.errors import DrainTimeout
+from worker.records import Outcome, Record
+
+log = logging.getLogger(__name__)
+
+_IDLE_POLL_S = 0.1
+_OUTCOME_WAIT_S = 0.002
+_FULL_BEFORE_PAUSE_S = 1.0
+_COMMIT_AGAIN_S = 0.1
+_TAKEN_AT_ONCE = 64
+
+
+class Consumes(Protocol):
+    """Where records come from; see `worker.source.Source`."""
+
+    def subscribe(self, listener: "Loop") -> None:
+        """Join the group, and tell the listener of partitions that come and go."""
+
+    def poll(self, timeout_s: float) -> Record | None:
+        """Return the next record, or None."""
+
+    def pause(self) -> None:
+        """Poll no records from what is assigned."""
+
+    def resume(self) -> None:
+        """Poll records again."""
+
+
+class Flow(Protocol):
+    """What turns records into outcomes; see `worker.pipeline.Pipeline`."""
+
+    @property
+    def in_flight(self) -> int:
+        """Return the number of records taken in and not handed out."""
+
+    @property
+    def has_room(self) -> bool:
+        """Return whether one more record may be taken in."""
+
+    def submit(self, record: Record) -> None:
+        """Take a record in."""
+
+    def finished(self) -> Outcome | None:
+        """Return the outcome that is next in order, if there is one."""
+
+    def hand_out(self) -> None:
+        """Take it off the line."""
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait for any outcome."""
+
+    def has(self, partitions: Sequence[int]) -> bool:
+        """Return whether anything of these partitions is in flight."""
+
+    def drop(self, partitions: Sequence[int]) -> None:
+        """Forget what is in flight of these partitions."""
+
+
+class Observer(Protocol):
+    """Who is told what the loop does; see `worker.metrics.Metrics`."""
+
+    def handed_on(self, outcome: Outcome) -> None:
+        """Note an outcome."""
+
+    def checkpointed(self, seconds: float) -> None:
+        """Note a checkpoint that was committed."""
+
+    def rebalanced(self, kind: str, partitions: int) -> None:
+        """Note partitions assigned or revoked; `partitions` is how many are owned now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """How long things may take, in seconds."""
+
+    checkpoint_interval_s: float
+    drain_timeout_s: float
+    revoke_timeout_s: float
+
+
+class Loop:
+    """One session over a source, a pipeline and a delivery."""
+
+    def __init__(
+        self,
+        source: Consumes,
+        pipeline: Flow,
+        delivery: Delivery,
+        times: Times,
+        observer: Observer,
+        activity: Activity,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        """Wire the session; nothing is taken in before `run`."""
+        self._source = source
+        self._pipeline = pipeline
+        self._delivery = delivery
+        self._times = times
+        self._observer = observer
+        self._activity = activity
+        self._clock = clock
+        self._owned: set[int] = set()
+        self._positions: dict[int, int] = {}
+        self._next_checkpoint_s = 0.0
+        self._full_since_s: float | None = None
+        self._paused = False
+        self.outcomes = 0
+
+    @property
+    def positions(self) -> Mapping[int, int]:
+        """Return the next offset of each partition that has outcomes which are not committed."""
+        return self._positions
+
+    def run(self, stopping: Callable[[], bool]) -> None:
+        """Work until `stopping`, then finish what was taken in.
+
+        Raises: `DrainTimeout`, and what ends a session or the process.
+        """
+        self._source.subscribe(self)
+        while not stopping():
+            self._activity.begin("the loop")
+            self._take_in()
+            self._hand_on()
+            if self._checkpoint_due():
+                self._checkpoint()
+        log.info("stopping: %d records in flight", self._pipeline.in_flight)
+        self._settle_everything()
+
+    def assigned(self, partitions: Sequence[int]) -> None:
+        """Note partitions that records will come from; they arrive unpaused."""
+        self._owned.update(partitions)
+        self._paused = False
+        self._observer.rebalanced("assigned", len(self._owned))
+        log.info("assigned %s, own %d partitions", sorted(partitions), len(self._owned))
+
+    def revoked(self, partitions: Sequence[int]) -> None:
+        """Settle partitions before they are given up; what isn't finished in time goes to their next owner."""
+        settled = self._settle(partitions, self._clock() + self._times.revoke_timeout_s)
+        self._pipeline.drop(partitions)
+        for partition in partitions:
+            self._positions.pop(partition, None)
+        self._owned.difference_update(partitions)
+        self._observer.rebalanced("revoked", len(self._owned))
+        log.info(
+            "revoked %s%s, own %d", sorted(partitions), "" if settled else " before all was done", len(self._owned)
+        )
+
+    def _take_in(self) -> None:
+        if not self._pipeline.has_room:
+            self._stand_by()
+            return
+        self._full_since_s = None
+        if self._paused:
+            self._source.resume()
+            self._paused = False
+        for _ in range(_TAKEN_AT_ONCE):
+            record = self._source.poll(0 if self._pipeline.in_flight else _IDLE_POLL_S)
+            if record is None:
+                self._pipeline.wait(_OUTCOME_WAIT_S if self._pipeline.in_flight else 0)
+                return
+            self._pipeline.submit(record)
+            if not self._pipeline.has_room:
+                return
+
+    def _stand_by(self) -> None:
+        """Wait for room. When that takes long, keep polling for rebalances, with fetching paused."""
+        self._pipeline.wait(_OUTCOME_WAIT_S)
+        now = self._clock()
+        self._full_since_s = now if self._full_since_s is None else self._full_since_s
+        if now - self._full_since_s < _FULL_BEFORE_PAUSE_S:
+            return
+        if not self._paused:
+            self._source.pause()
+            self._paused = True
+        record = self._source.poll(0)
+        if record is not None:  # of a partition that was assigned just now
+            self._pipeline.submit(record)
+
+    def _hand_on(self) -> None:
+        while (outcome := self._pipeline.finished()) is not None and self._delivery.send(outcome):
+            self._pipeline.hand_out()
+            self._positions[outcome.record.partition] = outcome.record.offset + 1
+            self.outcomes += 1
+            self._observer.handed_on(outcome)
+
+    def _checkpoint_due(self) -> bool:
+        return bool(self._positions) and self._clock() >= self._next_checkpoint_s
+
+    def _checkpoint(self) -> bool:
+        """Commit the positions; where that has to wait, keep them for the next try after a poll."""
+        begun_s = self._clock()
+        committed = self._delivery.commit(self._positions)
+        if committed:
+            self._positions.clear()
+            self._observer.checkpointed(self._clock() - begun_s)
+        self._next_checkpoint_s = self._clock() + (self._times.checkpoint_interval_s if committed else _COMMIT_AGAIN_S)
+        return committed
+
+    def _settle(self, partitions: Sequence[int], deadline_s: float) -> bool:
+        """Finish and commit what is in flight of these partitions; False where the time runs out."""
+        while self._pipeline.has(partitions):
+            if self._clock() >= deadline_s:
+                return False
+            self._activity.begin("settling")
+            self._pipeline.wait(_OUTCOME_WAIT_S)
+            self._hand_on()
+        while any(partition in self._positions for partition in partitions):
+            if self._clock() >= deadline_s:
+                return False
+            self._activity.begin("settling")
+            if not self._checkpoint():
+                self._pipeline.wait(_COMMIT_AGAIN_S)
+        return True
+
+    def _settle_everything(self) -> None:
+        if self._settle(sorted(self._owned), self._clock() + self._times.drain_timeout_s):
+            return
+        self._hand_on()
+        unfinished = self._pipeline.in_flight
+        committed = not self._positions or self._checkpoint()
+        raise DrainTimeout(
+            f"{unfinished} records were unfinished after {self._times.drain_timeout_s:g} s"
+            + ("" if committed else ", and what was finished could not be committed")
+        )

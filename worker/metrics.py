@@ -1,0 +1,114 @@
+"""Every metric, its help and its labels; verbs for the rest of the code to call, from any thread."""
+
+from collections.abc import Callable, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+
+from worker.records import Deleted, Embedded, Outcome, Rejected, Skipped
+
+_FAST_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_BATCH_IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+_OUTCOMES = {Embedded: "embedded", Rejected: "rejected", Deleted: "deleted", Skipped: "skipped"}
+
+
+class Metrics:
+    """The worker's metrics in one registry. All names begin with `clip_worker_`."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        """Register everything."""
+        self.registry = registry
+        self._records = Counter(
+            "clip_worker_records",
+            "Records handed on, by outcome: embedded, rejected (a dead letter), deleted, skipped (no image).",
+            ["outcome"],
+            registry=registry,
+        )
+        for outcome in _OUTCOMES.values():
+            self._records.labels(outcome)
+        self._rejections = Counter(
+            "clip_worker_rejections",
+            "Records that became dead letters, by reason. A rise means a producer sends what can't be embedded.",
+            ["reason"],
+            registry=registry,
+        )
+        self._images = Counter("clip_worker_images", "Images embedded and handed on.", registry=registry)
+        self._prepare = Histogram(
+            "clip_worker_prepare_seconds",
+            "Time to unpack, decode and resize one record, in a prepare thread.",
+            buckets=_FAST_S,
+            registry=registry,
+        )
+        self._encode = Histogram(
+            "clip_worker_encode_seconds", "Time of one batch on the device.", buckets=_FAST_S, registry=registry
+        )
+        self._batch = Histogram(
+            "clip_worker_batch_images",
+            "Images a batch. Far below the maximum while there is lag: preparation is the bottleneck.",
+            buckets=_BATCH_IMAGES,
+            registry=registry,
+        )
+        self._checkpoint = Histogram(
+            "clip_worker_checkpoint_seconds",
+            "Time of one checkpoint: acknowledgements, then the commit.",
+            buckets=_FAST_S,
+            registry=registry,
+        )
+        self._rebalances = Counter(
+            "clip_worker_rebalances", "Rebalances that gave or took partitions.", ["kind"], registry=registry
+        )
+        self._sessions = Counter(
+            "clip_worker_sessions", "Sessions begun; more than one means that the worker recovered.", registry=registry
+        )
+        self._owned = Gauge("clip_worker_assigned_partitions", "Partitions owned now.", registry=registry)
+        self._lag = Gauge(
+            "clip_worker_lag_records",
+            "Records of an owned partition that are not committed yet.",
+            ["partition"],
+            registry=registry,
+        )
+        self._in_flight = Gauge("clip_worker_in_flight_records", "Records taken in, not handed on.", registry=registry)
+        self._in_flight_bytes = Gauge("clip_worker_in_flight_bytes", "Their bytes.", registry=registry)
+        self._model = Info("clip_worker_model", "The model, its device and precision.", registry=registry)
+
+    def loaded(self, *, model: str, device: str, precision: str, preprocessing: str) -> None:
+        """Say which model runs."""
+        self._model.info({"model": model, "device": device, "precision": precision, "preprocessing": preprocessing})
+
+    def session_begun(self, in_flight: Callable[[], float], in_flight_bytes: Callable[[], float]) -> None:
+        """Count a session, and read from it what is in flight."""
+        self._sessions.inc()
+        self._in_flight.set_function(in_flight)
+        self._in_flight_bytes.set_function(in_flight_bytes)
+
+    def prepared(self, seconds: float) -> None:
+        """Note the preparation of a record."""
+        self._prepare.observe(seconds)
+
+    def encoded(self, images: int, seconds: float) -> None:
+        """Note a batch."""
+        self._batch.observe(images)
+        self._encode.observe(seconds)
+
+    def handed_on(self, outcome: Outcome) -> None:
+        """Note an outcome."""
+        self._records.labels(_OUTCOMES[type(outcome)]).inc()
+        match outcome:
+            case Embedded(embeddings=embeddings):
+                self._images.inc(len(embeddings))
+            case Rejected(reason=reason):
+                self._rejections.labels(reason.value).inc()
+
+    def checkpointed(self, seconds: float) -> None:
+        """Note a checkpoint that was committed."""
+        self._checkpoint.observe(seconds)
+
+    def rebalanced(self, kind: str, partitions: int) -> None:
+        """Note partitions assigned or revoked; `partitions` is how many are owned now."""
+        self._rebalances.labels(kind).inc()
+        self._owned.set(partitions)
+
+    def lagged(self, lag: Mapping[int, int]) -> None:
+        """Note the lag of each owned partition, in records; forget the others."""
+        self._lag.clear()
+        for partition, records in lag.items():
+            self._lag.labels(str(partition)).set(records)

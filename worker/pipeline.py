@@ -1,0 +1,211 @@
+"""Records in, outcomes out in the same order: the prepare pool, the encode thread, and the line.
+
+Guarantees: every record submitted gets exactly one outcome, handed out in the order of submission;
+what has been dropped gets none, however late its threads finish. `submit`, `finished`, `wait` and
+`drop` belong to the main thread; the line is its alone. The other threads only see queues.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from schemas.dead_letter import Reason
+from worker.activity import Activity
+from worker.batcher import Batch, Batcher, Closed
+from worker.errors import ThreadDied
+from worker.records import Deleted, Embedded, Outcome, Prepared, Record, Rejected, Skipped
+
+log = logging.getLogger(__name__)
+
+Prepare = Callable[[Record], Prepared | Rejected | Deleted | Skipped]
+
+
+class Encodes(Protocol):
+    """What embeds a batch; see `worker.encoder.Encoder`."""
+
+    def encode(self, pixels: npt.NDArray[np.uint8], preprocessed: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return float32 [N + M, D] of uint8 [N, R, R, 3] and float32 [M, R, R, 3]."""
+
+
+class Observer(Protocol):
+    """Who is told how long the stages take; see `worker.metrics.Metrics`. Called by any thread."""
+
+    def prepared(self, seconds: float) -> None:
+        """Note the preparation of a record."""
+
+    def encoded(self, images: int, seconds: float) -> None:
+        """Note a batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What may be in flight. The last record taken in may exceed `max_bytes`."""
+
+    max_records: int
+    max_bytes: int
+
+
+@dataclass(slots=True, eq=False)
+class _Place:
+    """A record's place in the line, with its outcome once there is one."""
+
+    record: Record
+    outcome: Outcome | None = None
+
+
+class Pipeline:
+    """The stages between the consumer and the producer, with their threads."""
+
+    def __init__(
+        self, prepare: Prepare, encoder: Encodes, batcher: Batcher, limits: Limits, threads: int, observer: Observer
+    ) -> None:
+        """Start the threads: prepare-0…n and encode."""
+        self._prepare = prepare
+        self._encoder = encoder
+        self._batcher = batcher
+        self._limits = limits
+        self._observer = observer
+        self._line: deque[_Place] = deque()
+        self._bytes = 0
+        self._closing = False
+        self._inbox: SimpleQueue[_Place | None] = SimpleQueue()
+        self._done: SimpleQueue[tuple[_Place, Outcome] | Exception] = SimpleQueue()
+        self.activities = [Activity(f"prepare-{n}") for n in range(threads)] + [Activity("encode")]
+        # Daemons: a decoder that hangs must not keep the process at its end.
+        self.threads = [
+            Thread(target=self._guard, args=(work, activity), name=activity.name, daemon=True)
+            for work, activity in zip([self._prepare_all] * threads + [self._encode_all], self.activities, strict=True)
+        ]
+        for thread in self.threads:
+            thread.start()
+
+    # The main thread's side.
+
+    @property
+    def in_flight(self) -> int:
+        """Return the number of records taken in and not handed out."""
+        return len(self._line)
+
+    @property
+    def in_flight_bytes(self) -> int:
+        """Return their bytes."""
+        return self._bytes
+
+    @property
+    def has_room(self) -> bool:
+        """Return whether one more record may be taken in."""
+        return self.in_flight < self._limits.max_records and self._bytes < self._limits.max_bytes
+
+    def submit(self, record: Record) -> None:
+        """Take a record in, at the end of the line."""
+        place = _Place(record)
+        self._line.append(place)
+        self._bytes += record.size_bytes
+        self._inbox.put(place)
+
+    def finished(self) -> Outcome | None:
+        """Return the outcome at the head of the line, if it is there; it stays until `hand_out`.
+
+        Raises: `ThreadDied` with what a thread of the pipeline raised.
+        """
+        self.wait(0)
+        return self._line[0].outcome if self._line else None
+
+    def hand_out(self) -> None:
+        """Take the head off the line."""
+        self._bytes -= self._line.popleft().record.size_bytes
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait until a record is finished, whatever its place in line, or the time is up.
+
+        Raises: `ThreadDied`.
+        """
+        try:
+            self._note(self._done.get(timeout=timeout_s) if timeout_s else self._done.get_nowait())
+            while True:
+                self._note(self._done.get_nowait())
+        except Empty:
+            return
+
+    def drop(self, partitions: Sequence[int]) -> None:
+        """Forget what is in flight of these partitions; what their threads still finish goes nowhere."""
+        kept = [place for place in self._line if place.record.partition not in partitions]
+        self._line = deque(kept)
+        self._bytes = sum(place.record.size_bytes for place in kept)
+
+    def has(self, partitions: Sequence[int]) -> bool:
+        """Return whether anything of these partitions is in flight."""
+        return any(place.record.partition in partitions for place in self._line)
+
+    def close(self, timeout_s: float) -> None:
+        """Stop the threads. What is still in flight is given up.
+
+        Raises: `ThreadDied` where one doesn't end in time: the encoder may not be used by a second thread.
+        """
+        self._closing = True
+        prepare_threads = len(self.threads) - 1
+        for _ in range(prepare_threads):
+            self._inbox.put(None)
+        self._batcher.close(prepare_threads)
+        for thread in self.threads:
+            thread.join(timeout_s)
+        alive = [
+            str(activity) for thread, activity in zip(self.threads, self.activities, strict=True) if thread.is_alive()
+        ]
+        if alive:
+            raise ThreadDied(f"still at work {timeout_s:.0f} s after the session's end: {'; '.join(alive)}")
+
+    def _note(self, done: tuple[_Place, Outcome] | Exception) -> None:
+        if isinstance(done, Exception):
+            raise ThreadDied(f"a thread of the pipeline failed: {type(done).__name__}: {done}") from done
+        place, outcome = done
+        place.outcome = outcome
+
+    # The other threads' side.
+
+    def _guard(self, work: Callable[[Activity], None], activity: Activity) -> None:
+        try:
+            work(activity)
+        except Closed:
+            return
+        except Exception as error:  # noqa: BLE001 - the thread boundary: carried to the main thread, which raises it
+            self._done.put(error)
+
+    def _prepare_all(self, activity: Activity) -> None:
+        while (place := self._inbox.get()) is not None and not self._closing:
+            activity.begin(place.record)
+            prepared = self._prepare(place.record)
+            self._observer.prepared(activity.busy_s)
+            activity.end()
+            if isinstance(prepared, Prepared):
+                self._batcher.put(prepared, partial(self._finish, place))
+            else:
+                self._done.put((place, prepared))
+
+    def _encode_all(self, activity: Activity) -> None:
+        while not self._closing:
+            batch = self._batcher.take()
+            activity.begin(f"a batch of {len(batch.owners)} images")
+            self._encode(batch)
+            self._observer.encoded(len(batch.owners), activity.busy_s)
+            activity.end()
+
+    def _encode(self, batch: Batch) -> None:
+        embeddings = self._encoder.encode(batch.pixels, batch.preprocessed)
+        for (job, index), embedding in zip(batch.owners, embeddings, strict=True):
+            job.fill(index, embedding)
+
+    def _finish(self, place: _Place, embedded: Embedded) -> None:
+        outcome: Outcome = embedded
+        if not np.isfinite(embedded.embeddings).all():
+            detail = "the model's embedding has values that are not finite"
+            outcome = Rejected(embedded.record, Reason.NOT_FINITE, detail)
+        self._done.put((place, outcome))

@@ -1,0 +1,187 @@
+"""Every setting of the worker, read once from `WORKER_*` variables and flags, checked at start."""
+
+import os
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ByteSize,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from schemas.document import TraversalPaths, parse_traversal
+from worker.errors import SettingsError
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+PREFIX = "WORKER_"
+DEFAULT_HTTP_PORT = 9464
+
+# What a guarantee rests on can't be set; aliases are named too.
+RESERVED_PROPERTIES = re.compile(
+    r"group\.id|bootstrap\.servers|metadata\.broker\.list|enable\.auto\..*|auto\.commit\.enable"
+    r"|(request\.required\.)?acks|enable\.idempotence|transactional\.id|isolation\.level"
+)
+
+# What Kubernetes injects for a service named `worker` or `worker-…`: WORKER_SERVICE_HOST,
+# WORKER_SERVICE_PORT[_NAME], WORKER_PORT[_9464_TCP[_PROTO|_PORT|_ADDR]].
+_SERVICE_LINK_NAME = re.compile(
+    r"WORKER_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+)
+_SERVICE_LINK_URL = re.compile(r"(tcp|udp|sctp)://.+:\d+")
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _without_service_link(value: object) -> object:
+    """Give the default for what Kubernetes injects as WORKER_HTTP_PORT for a service named `worker-http`."""
+    return DEFAULT_HTTP_PORT if isinstance(value, str) and _SERVICE_LINK_URL.fullmatch(value) else value
+
+
+def _traversal(text: str) -> str:
+    parse_traversal(text)
+    return text
+
+
+Name = Annotated[str, Field(min_length=1)]
+Topic = Annotated[str, Field(min_length=1, max_length=249, pattern=r"^[a-zA-Z0-9._-]+$")]
+
+
+class Settings(BaseSettings):
+    """The settings, immutable. Sizes take a unit (`16MiB`), times are in the unit of their name."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_nested_delimiter="__", frozen=True, extra="forbid", validate_default=True
+    )
+
+    bootstrap_servers: Name = Field(description="Kafka brokers, host:port, separated by commas")
+    group_id: Name = Field("clip-worker", description="consumer group")
+    input_topic: Topic = Field("documents", description="topic of document records")
+    output_topic: Topic = Field("embeddings", description="topic of embedding records")
+    dead_letter_topic: Topic = Field("dead-letters", description="topic of rejected records")
+
+    delivery: Literal["at-least-once", "exactly-once"] = Field("at-least-once", description="delivery guarantee")
+    checkpoint_interval_s: PositiveFloat = Field(1.0, description="seconds between checkpoints")
+    transactional_id: Name | None = Field(
+        None, description="transactional id under exactly-once; unique to the process unless set"
+    )
+
+    model: Name = Field("ViT-B/32", description="OpenAI's name or an architecture of open_clip")
+    weights: Name = Field("openai", description="pretrained tag, a local file or folder, or random")
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = Field(
+        "auto", description="auto, cpu, cuda or cuda:N"
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="auto is fp16 on CUDA and fp32 on CPU"
+    )
+    max_batch: PositiveInt | None = Field(None, description="images a batch; 8 on CPU, 256 on CUDA unless set")
+    max_wait_ms: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="milliseconds to wait for more images while the device is free"
+    )
+
+    prepare_threads: PositiveInt = Field(
+        default_factory=_cores, description="threads that decode and resize; the number of cores unless set"
+    )
+    preprocessing: Literal["fast", "reference"] = Field(
+        "fast", description="fast, or reference: open_clip's own transform bit for bit"
+    )
+    normalize: bool = Field(default=False, description="scale embeddings to L2 norm 1")
+    traversal_paths: Annotated[str, AfterValidator(_traversal)] = Field(
+        "r", description="where images are: r the root, c its chunks, cc theirs; separated by commas"
+    )
+
+    max_image_bytes: Annotated[ByteSize, Field(gt=0)] = Field(
+        ByteSize(16 * 2**20), description="largest image file or array"
+    )
+    max_image_pixels: PositiveInt = Field(50_000_000, description="largest width times height of an image")
+    max_images_per_record: PositiveInt = Field(64, description="images in one record")
+    in_flight_images: PositiveInt | None = Field(
+        None, description="prepared images held; 4 batches and at least one record's unless set"
+    )
+    in_flight_bytes: Annotated[ByteSize, Field(gt=0)] = Field(
+        ByteSize(256 * 2**20), description="bytes of records taken in and not finished"
+    )
+
+    drain_timeout_s: PositiveFloat = Field(30.0, description="seconds that a stop may take to finish what is in flight")
+    stall_timeout_s: PositiveFloat = Field(60.0, description="seconds without progress before the process is ended")
+
+    http_host: str = Field("", description="address of /metrics, /livez, /readyz; all unless set")
+    http_port: Annotated[int, BeforeValidator(_without_service_link), Field(ge=0, le=65535)] = Field(
+        DEFAULT_HTTP_PORT, description="their port; 0 picks one"
+    )
+    log_format: Literal["text", "json"] | None = Field(
+        None, description="text or json; text on a terminal, else json, unless set"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe level logged")
+
+    kafka: dict[str, str] = Field(
+        default_factory=dict,
+        description="any librdkafka property: WORKER_KAFKA__SECURITY_PROTOCOL=SSL, or --kafka security.protocol=SSL",
+    )
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        topics = (self.input_topic, self.output_topic, self.dead_letter_topic)
+        if len(set(topics)) < len(topics):
+            raise ValueError(f"the three topics must differ: {', '.join(topics)}")
+        if self.in_flight_images is not None and self.in_flight_images < self.max_images_per_record:
+            raise ValueError(
+                f"in_flight_images={self.in_flight_images} is less than "
+                f"max_images_per_record={self.max_images_per_record}: a full record would never fit"
+            )
+        for name in self.kafka_properties:
+            if RESERVED_PROPERTIES.fullmatch(name):
+                raise ValueError(f"kafka property {name} can't be set: a guarantee or another setting rests on it")
+        return self
+
+    @property
+    def kafka_properties(self) -> dict[str, str]:
+        """Return the librdkafka properties by their own names: `security_protocol` is `security.protocol`."""
+        return {name.lower().replace("_", "."): value for name, value in self.kafka.items()}
+
+    @property
+    def default_paths(self) -> TraversalPaths:
+        """Return the depths that the default traversal paths lead to."""
+        return parse_traversal(self.traversal_paths)
+
+
+def read_settings(flags: Mapping[str, object]) -> Settings:
+    """Read the settings from `flags`, which win, and from the environment.
+
+    Raises: `SettingsError` that names every wrong one with its value and what is allowed.
+    """
+    unknown = sorted(name for name, value in os.environ.items() if name.startswith(PREFIX) and not _known(name, value))
+    if unknown:
+        raise SettingsError(f"unknown variables: {', '.join(unknown)}; see the settings in the README")
+    try:
+        return Settings(**flags)  # type: ignore[arg-type]  # pydantic checks the values
+    except ValidationError as error:
+        raise SettingsError("; ".join(_describe(problem) for problem in error.errors())) from error
+
+
+def _known(name: str, value: str) -> bool:
+    setting = name.removeprefix(PREFIX).lower()
+    if name == name.upper() and (setting.startswith("kafka__") or setting in Settings.model_fields.keys() - {"kafka"}):
+        return True
+    return bool(_SERVICE_LINK_NAME.fullmatch(name) or (name.endswith("_PORT") and _SERVICE_LINK_URL.fullmatch(value)))
+
+
+def _describe(problem: "ErrorDetails") -> str:
+    message = problem["msg"].removeprefix("Value error, ")
+    if not problem["loc"]:
+        return message
+    name = PREFIX + "__".join(str(part) for part in problem["loc"]).upper()
+    if problem["type"] == "missing":
+        return f"{name} is required"
+    return f"{name}={problem['input']}: {message}"

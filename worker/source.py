@@ -1,0 +1,177 @@
+"""The consumer: subscribe, poll one record at a time, commit. Belongs to the main thread.
+
+Guarantees: the rebalance callbacks run inside `poll` and never raise; what goes wrong in them is
+raised by the `poll` that they ran in. A partition is given up only after its listener settled it.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from worker.clients import Properties
+from worker.errors import ClientFailed, PartitionsLost
+from worker.records import Record
+
+log = logging.getLogger(__name__)
+
+# A commit that fails so is made again after the next poll, for what is still owned.
+_COMMIT_AGAIN = frozenset(
+    {
+        KafkaError.ILLEGAL_GENERATION,
+        KafkaError.REBALANCE_IN_PROGRESS,
+        KafkaError.UNKNOWN_MEMBER_ID,
+        KafkaError.STALE_MEMBER_EPOCH,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.NOT_COORDINATOR,
+        KafkaError.REQUEST_TIMED_OUT,
+        KafkaError._TIMED_OUT,
+        KafkaError._TRANSPORT,
+        KafkaError._WAIT_COORD,
+        KafkaError._NO_OFFSET,
+    }
+)
+# What the consumer reports and mends by itself, or follows up with the lost callback.
+_PASSING = frozenset({KafkaError._MAX_POLL_EXCEEDED, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN})
+
+
+class RebalanceListener(Protocol):
+    """Who is told of partitions that come and go. Runs inside `Source.poll`."""
+
+    def assigned(self, partitions: Sequence[int]) -> None:
+        """Note partitions that records will come from."""
+
+    def revoked(self, partitions: Sequence[int]) -> None:
+        """Settle partitions that are about to be given up."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupState:
+    """What the client's statistics say: the consumer is settled in its group, seconds since a broker answered, lag."""
+
+    joined: bool
+    silent_s: float
+    lag: Mapping[int, int]
+
+
+class Source:
+    """A member of the consumer group on the input topic."""
+
+    def __init__(
+        self,
+        properties: Properties,
+        topic: str,
+        on_state: Callable[[GroupState], None],
+    ) -> None:
+        """Connect the consumer; `on_state` is called inside `poll`."""
+        self._topic = topic
+        self._on_state = on_state
+        self._failure: Exception | None = None
+        self._closing = False
+        self._consumer = Consumer({**properties, "stats_cb": self._read_statistics}, logger=log)
+
+    def subscribe(self, listener: RebalanceListener) -> None:
+        """Join the group, and tell the listener of partitions that come and go."""
+        self._consumer.subscribe(
+            [self._topic],
+            on_assign=lambda _, partitions: self._tell(listener.assigned, partitions),
+            on_revoke=lambda _, partitions: self._tell(listener.revoked, partitions),
+            on_lost=lambda _, partitions: self._tell(self._lose, partitions),
+        )
+
+    def poll(self, timeout_s: float) -> Record | None:
+        """Return the next record, or None if none came in time.
+
+        Raises: `PartitionsLost`, `ClientFailed`, and what a rebalance listener raised.
+        """
+        message = self._consumer.poll(timeout_s)
+        self._raise_failure()
+        if message is None:
+            return None
+        error = message.error()
+        if error is None:
+            return self._record(message)
+        if error.fatal() or error.code() not in _PASSING:
+            raise ClientFailed(f"consumer of {self._topic}: {error}")
+        log.warning("consumer: %s", error)
+        return None
+
+    def commit(self, positions: Mapping[int, int]) -> bool:
+        """Commit the next offset of each partition; False where the group refused it for now.
+
+        Raises: `ClientFailed`.
+        """
+        offsets = [TopicPartition(self._topic, partition, offset) for partition, offset in positions.items()]
+        try:
+            answers = self._consumer.commit(offsets=offsets, asynchronous=False)
+        except KafkaException as exception:
+            return self._may_try_again(exception.args[0])
+        refused = [answer.error for answer in answers if answer.error is not None]
+        return all(self._may_try_again(error) for error in refused)
+
+    def pause(self) -> None:
+        """Stop fetching from what is assigned now, so that polling returns no records."""
+        self._consumer.pause(self._consumer.assignment())
+
+    def resume(self) -> None:
+        """Fetch again."""
+        self._consumer.resume(self._consumer.assignment())
+
+    def close(self) -> None:
+        """Leave the group. Nothing is settled any more."""
+        self._closing = True
+        self._consumer.close()
+
+    def _may_try_again(self, error: KafkaError) -> bool:
+        """Return False, which says: not committed, try again."""
+        if error.code() in _COMMIT_AGAIN or error.retriable():
+            log.warning("commit refused for now: %s", error)
+            return False
+        raise ClientFailed(f"commit to group of {self._topic}: {error}")
+
+    def _lose(self, partitions: Sequence[int]) -> None:
+        raise PartitionsLost(f"lost partitions {sorted(partitions)} of {self._topic}")
+
+    def _tell(self, listen: Callable[[Sequence[int]], None], partitions: Sequence[TopicPartition]) -> None:
+        """Tell the listener; what it raises would lose records if it went through librdkafka (#1013)."""
+        if self._closing:
+            return
+        try:
+            listen([partition.partition for partition in partitions])
+        except Exception as error:  # noqa: BLE001 - the rebalance callback: raised by the poll that it runs in
+            self._failure = self._failure or error
+
+    def _raise_failure(self) -> None:
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+    def _read_statistics(self, text: str) -> None:
+        """Read https://github.com/confluentinc/librdkafka/blob/master/STATISTICS.md."""
+        statistics = json.loads(text)
+        group = statistics.get("cgrp", {})
+        silent_us = [broker["rxidle"] for broker in statistics["brokers"].values() if broker["state"] == "UP"]
+        partitions = statistics["topics"].get(self._topic, {}).get("partitions", {}).values()
+        self._on_state(
+            GroupState(
+                joined=group.get("state") == "up" and group.get("join_state") == "steady",
+                silent_s=min(silent_us, default=float("inf")) / 1e6,
+                lag={it["partition"]: it["consumer_lag"] for it in partitions if it["consumer_lag"] >= 0},
+            )
+        )
+
+    def _record(self, message: Message) -> Record:
+        kind, timestamp_ms = message.timestamp()
+        return Record(
+            topic=self._topic,
+            partition=message.partition(),  # type: ignore[arg-type]  # None only where there is an error
+            offset=message.offset(),  # type: ignore[arg-type]
+            key=message.key(),
+            value=message.value(),
+            timestamp_ms=None if kind == TIMESTAMP_NOT_AVAILABLE else timestamp_ms,
+            headers=tuple(message.headers() or ()),  # type: ignore[arg-type]  # a list of pairs
+        )

@@ -1,0 +1,88 @@
+"""The three topics as they are on the brokers: whether they exist, their limits, the rights on them."""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient, ConfigEntry, ConfigResource, ResourceType
+
+from worker.clients import HEADER_ROOM_BYTES
+from worker.errors import KafkaSetupError
+from worker.records import TimestampWindow
+from worker.settings import Settings
+
+# What a record may hold beside one image of the largest size: ids, tags, smaller images.
+DOCUMENT_ROOM_BYTES = 1024 * 1024
+
+_ANSWER_S = 30.0
+_CONFIG_ANSWER_S = 10.0
+_MAX_BYTES = "max.message.bytes"
+_BEFORE = "message.timestamp.before.max.ms"
+_AFTER = "message.timestamp.after.max.ms"
+
+
+def find_topics(admin: AdminClient, settings: Settings) -> Mapping[str, int]:
+    """Return the number of partitions of each of the three topics.
+
+    Asks for all topics: asking for one by name can make it.
+    Raises: `KafkaSetupError` that names the brokers that don't answer, or the topics that are missing.
+    """
+    try:
+        found = admin.list_topics(timeout=_ANSWER_S).topics
+    except KafkaException as exception:
+        raise KafkaSetupError(
+            f"no broker answers at {settings.bootstrap_servers} within {_ANSWER_S:g} s: {exception.args[0].str()}"
+        ) from exception
+    wanted = (settings.input_topic, settings.output_topic, settings.dead_letter_topic)
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        raise KafkaSetupError(
+            f"no such topic at {settings.bootstrap_servers}: {', '.join(missing)}; `clip-worker topics` makes them"
+        )
+    return {name: len(found[name].partitions) for name in wanted}
+
+
+@dataclass(frozen=True, slots=True)
+class TopicLimits:
+    """What the broker takes on a topic."""
+
+    max_message_bytes: int
+    window: TimestampWindow
+
+
+class LimitsQuestion:
+    """A question for the limits of topics that is answered while the model loads."""
+
+    def __init__(self, admin: AdminClient, topics: Sequence[str]) -> None:
+        """Ask."""
+        self._answers: Mapping[ConfigResource, Future[dict[str, ConfigEntry]]] = admin.describe_configs(
+            [ConfigResource(ResourceType.TOPIC, topic) for topic in topics], request_timeout=_CONFIG_ANSWER_S
+        )
+
+    def wait_for_limits(self) -> Mapping[str, TopicLimits]:
+        """Return the limits by topic.
+
+        Raises: `KafkaException` where the broker doesn't say: the right DescribeConfigs may be missing.
+        """
+        return {resource.name: _limits(answer.result()) for resource, answer in self._answers.items()}
+
+
+def _limits(entries: Mapping[str, ConfigEntry]) -> TopicLimits:
+    values = {name: int(entries[name].value or 0) for name in (_MAX_BYTES, _BEFORE, _AFTER) if name in entries}
+    default = TimestampWindow()
+    window = TimestampWindow(values.get(_BEFORE, default.before_ms), values.get(_AFTER, default.after_ms))
+    return TopicLimits(values[_MAX_BYTES], window)
+
+
+def needed_message_bytes(settings: Settings) -> Mapping[str, int]:
+    """Return the `max.message.bytes` that each topic needs for the largest record that the settings allow.
+
+    An embedding record carries the document's tags, a dead letter the whole record and its headers.
+    """
+    document = settings.max_image_bytes + DOCUMENT_ROOM_BYTES
+    return {
+        settings.input_topic: document,
+        settings.output_topic: document,
+        settings.dead_letter_topic: document + HEADER_ROOM_BYTES,
+    }
