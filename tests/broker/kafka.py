@@ -29,7 +29,7 @@ from confluent_kafka import (
     Producer,
     TopicPartition,
 )
-from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec  # type: ignore[attr-defined]  # not in __all__
+from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 from testcontainers.core.container import DockerContainer
 
 VERSION = "4.4.0"
