@@ -17,7 +17,7 @@ setup: .venv/.ready
 	touch $@
 
 demo: setup
-	$(BIN)/clip-worker demo $(FOLDER)
+	$(BIN)/clip-worker demo $(if $(FOLDER),"$(patsubst ~/%,$(HOME)/%,$(FOLDER))")
 
 test: lint types
 	$(BIN)/pytest

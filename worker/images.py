@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 import torch
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch.nn.functional import interpolate
 
 from schemas.dead_letter import Reason, Rejection
@@ -153,6 +153,8 @@ def _decoding() -> Iterator[None]:
     """Turn whatever a decoder raises into a rejection."""
     try:
         yield
+    except UnidentifiedImageError as error:
+        raise Rejection(Reason.BAD_IMAGE, f"neither of {', '.join(FORMATS)}, or its header is broken") from error
     except Exception as error:  # decoders raise anything from OSError to SyntaxError, struct.error and IndexError
         raise Rejection(Reason.BAD_IMAGE, f"{type(error).__name__}: {error}") from error
 

@@ -18,7 +18,11 @@ def configure_logging(settings: Settings) -> None:
     handler.setFormatter(
         logging.Formatter(_TEXT)
         if as_text
-        else JsonFormatter(["asctime", "levelname", "name", "threadName", "message"], timestamp="time")
+        else JsonFormatter(
+            ["levelname", "name", "threadName", "message"],
+            rename_fields={"levelname": "level", "name": "logger", "threadName": "thread"},
+            timestamp=True,
+        )
     )
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(capture=True)

@@ -17,16 +17,16 @@ DOCUMENT_ROOM_BYTES = 1024 * 1024
 
 _ANSWER_S = 30.0
 _CONFIG_ANSWER_S = 10.0
-_MAX_BYTES = "max.message.bytes"
+MAX_BYTES = "max.message.bytes"
 _BEFORE = "message.timestamp.before.max.ms"
 _AFTER = "message.timestamp.after.max.ms"
 
 
-def find_topics(admin: AdminClient, settings: Settings) -> Mapping[str, int]:
-    """Return the number of partitions of each of the three topics.
+def list_topics(admin: AdminClient, settings: Settings) -> Mapping[str, int]:
+    """Return the number of partitions of every topic that this client may see.
 
     Asks for all topics: asking for one by name can make it.
-    Raises: `KafkaSetupError` that names the brokers that don't answer, or the topics that are missing.
+    Raises: `KafkaSetupError` that names the brokers that don't answer.
     """
     try:
         found = admin.list_topics(timeout=_ANSWER_S).topics
@@ -34,13 +34,23 @@ def find_topics(admin: AdminClient, settings: Settings) -> Mapping[str, int]:
         raise KafkaSetupError(
             f"no broker answers at {settings.bootstrap_servers} within {_ANSWER_S:g} s: {exception.args[0].str()}"
         ) from exception
+    return {name: len(topic.partitions) for name, topic in found.items()}
+
+
+def find_topics(admin: AdminClient, settings: Settings) -> Mapping[str, int]:
+    """Return the number of partitions of each of the three topics.
+
+    Raises: `KafkaSetupError` that names the brokers that don't answer, or the topics that are missing.
+    """
+    there = list_topics(admin, settings)
     wanted = (settings.input_topic, settings.output_topic, settings.dead_letter_topic)
-    missing = [name for name in wanted if name not in found]
+    missing = [name for name in wanted if name not in there]
     if missing:
         raise KafkaSetupError(
-            f"no such topic at {settings.bootstrap_servers}: {', '.join(missing)}; `clip-worker topics` makes them"
+            f"no such topic at {settings.bootstrap_servers}, or no right to see it: {', '.join(missing)}; "
+            "`clip-worker topics` makes what is missing"
         )
-    return {name: len(found[name].partitions) for name in wanted}
+    return {name: there[name] for name in wanted}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +79,10 @@ class LimitsQuestion:
 
 
 def _limits(entries: Mapping[str, ConfigEntry]) -> TopicLimits:
-    values = {name: int(entries[name].value or 0) for name in (_MAX_BYTES, _BEFORE, _AFTER) if name in entries}
+    values = {name: int(entries[name].value or 0) for name in (MAX_BYTES, _BEFORE, _AFTER) if name in entries}
     default = TimestampWindow()
     window = TimestampWindow(values.get(_BEFORE, default.before_ms), values.get(_AFTER, default.after_ms))
-    return TopicLimits(values[_MAX_BYTES], window)
+    return TopicLimits(values[MAX_BYTES], window)
 
 
 def needed_message_bytes(settings: Settings) -> Mapping[str, int]:

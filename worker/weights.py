@@ -5,7 +5,8 @@ The only module that knows open_clip.
 
 import hashlib
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from zipfile import ZipFile, is_zipfile
@@ -40,8 +41,6 @@ OPENAI_MODELS = {
 _FILE_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 _FINGERPRINT_DIGITS = 12
 _LISTED_NAMES = 6
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,24 +99,17 @@ def fingerprint(tower: nn.Module) -> str:
 
 
 def _build(architecture: str, *, quick_gelu: bool) -> nn.Module:
-    logging.getLogger().addFilter(_unasked)
-    try:
+    with _open_clip_unheard():
         clip = open_clip.create_model(architecture, force_quick_gelu=quick_gelu)
-    finally:
-        logging.getLogger().removeFilter(_unasked)
     visual: nn.Module = clip.visual
     return visual
-
-
-def _unasked(line: logging.LogRecord) -> bool:
-    """Drop open_clip's warning that a model which is to be filled, or to be random, has no weights yet."""
-    return "No pretrained weights loaded" not in line.getMessage()
 
 
 def _load_tag(architecture: str, tag: str) -> nn.Module:
     quick_gelu = bool(open_clip.get_pretrained_cfg(architecture, tag).get("quick_gelu", False))
     try:
-        clip = open_clip.create_model(architecture, pretrained=tag, force_quick_gelu=quick_gelu)
+        with _open_clip_unheard():
+            clip = open_clip.create_model(architecture, pretrained=tag, force_quick_gelu=quick_gelu)
     except Exception as error:
         raise WeightsError(
             f"the weights {tag} of {architecture} can't be had: tried the cache {HF_HUB_CACHE} and the download, "
@@ -126,6 +118,21 @@ def _load_tag(architecture: str, tag: str) -> nn.Module:
         ) from error
     visual: nn.Module = clip.visual
     return visual
+
+
+@contextmanager
+def _open_clip_unheard() -> Iterator[None]:
+    """Drop what open_clip writes to the root logger on its way: what matters of it is returned or raised."""
+    root = logging.getLogger()
+
+    def by_others(line: logging.LogRecord) -> bool:
+        return "open_clip" not in line.pathname
+
+    root.addFilter(by_others)
+    try:
+        yield
+    finally:
+        root.removeFilter(by_others)
 
 
 def _say_what_there_is(architecture: str, weights: str) -> str:

@@ -19,7 +19,7 @@ Indices = npt.NDArray[np.int64]
 Similarities = npt.NDArray[np.float32]
 
 _BLOCK = 512  # queries at a time: with 20,000 pictures their similarities are 40 MB
-_NAME_CELLS = 18  # of a name in the terminal: four columns fit into 80, five into 100
+_NAME_CHARACTERS = 18  # of a name in the terminal: four columns fit into 80, five into 100
 _THUMBNAIL_PIXELS = 160
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # no PostScript, on which Pillow runs Ghostscript
 
@@ -41,7 +41,7 @@ class Row:
 
 
 def nearest(embeddings: Embeddings, k: int) -> tuple[Indices, Similarities]:
-    """Return each picture's nearest others by cosine similarity, the nearest first; of equals the first first.
+    """Return each picture's nearest others by cosine similarity, the nearest first.
 
     `embeddings` is float32 [N, D], of any length; an embedding of zeros has the similarity 0 to all.
     Returns indices, int64 [N, K], and similarities, float32 [N, K], where K is the lesser of k and N - 1.
@@ -59,9 +59,9 @@ def nearest(embeddings: Embeddings, k: int) -> tuple[Indices, Similarities]:
         found = unit[block] @ unit.T
         queries = np.arange(len(found))
         found[queries, begin + queries] = -np.inf
-        top = np.sort(np.argpartition(found, -k, axis=1)[:, -k:], axis=1)
+        top = np.argpartition(found, -k, axis=1)[:, -k:]
         values = np.take_along_axis(found, top, axis=1)
-        order = np.argsort(-values, axis=1, kind="stable")
+        order = np.argsort(-values, axis=1)
         indices[block] = np.take_along_axis(top, order, axis=1)
         similarities[block] = np.take_along_axis(values, order, axis=1)
     return indices, similarities
@@ -81,7 +81,7 @@ def neighbour_table(names: Sequence[str], indices: Indices, similarities: Simila
 
     Three neighbours fit into a terminal of 80 columns, four into 100. Of a long name the end is shown.
     """
-    table = Table("picture", box=box.SIMPLE_HEAD, show_lines=False)
+    table = Table("picture", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     for rank in range(1, indices.shape[1] + 1):
         table.add_column(f"neighbour {rank}")
     for row in neighbour_rows(names, indices[:limit], similarities[:limit]):
@@ -131,12 +131,16 @@ def write_page(
 
 
 def _shorten(name: str) -> str:
-    return name if len(name) <= _NAME_CELLS else "…" + name[1 - _NAME_CELLS :]
+    return name if len(name) <= _NAME_CHARACTERS else "…" + name[1 - _NAME_CHARACTERS :]
 
 
 def _data_uri(read: Callable[[str], bytes], name: str) -> str | None:
     try:
-        thumbnail = _thumbnail(read(name))
+        image = read(name)
+    except OSError:
+        return None
+    try:
+        thumbnail = _thumbnail(image)
     except Exception:  # noqa: BLE001 - decoders raise anything from OSError to SyntaxError, struct.error and IndexError
         return None
     return "data:image/jpeg;base64," + base64.b64encode(thumbnail).decode()
@@ -146,10 +150,12 @@ def _thumbnail(image: bytes) -> bytes:
     """Shrink to 160 pixels on the longer side, as a viewer shows it: upright, transparency over white."""
     file = io.BytesIO()
     with Image.open(io.BytesIO(image), formats=_FORMATS) as stored:
-        stored.draft(
-            None, (2 * _THUMBNAIL_PIXELS, 2 * _THUMBNAIL_PIXELS)
-        )  # a JPEG is decoded at a fraction of its size
-        small = ImageOps.exif_transpose(stored).convert("RGBA")
+        # A large JPEG is decoded at a half, a quarter or an eighth of its size.
+        stored.draft(None, (2 * _THUMBNAIL_PIXELS, 2 * _THUMBNAIL_PIXELS))
+        upright = ImageOps.exif_transpose(stored)
+        if upright.mode.startswith("I"):  # 16 bits of grey, which Pillow would cut off at 255
+            upright = upright.point(lambda value: value * (1 / 257)).convert("L")
+        small = upright.convert("RGBA")
         small.thumbnail((_THUMBNAIL_PIXELS, _THUMBNAIL_PIXELS))
         white = Image.new("RGBA", small.size, "white")
         Image.alpha_composite(white, small).convert("RGB").save(file, "JPEG", quality=80)

@@ -1,0 +1,110 @@
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from worker.cli.pictures import Picture, bundled_pictures, folder_pictures
+
+
+def _sizes(pictures: Iterable[Picture]) -> dict[str, tuple[int, int]]:
+    sizes = {}
+    for picture in pictures:
+        with Image.open(io.BytesIO(picture.image)) as image:
+            image.load()
+            sizes[picture.name] = image.size
+    return sizes
+
+
+def test_the_bundled_pictures_are_seven_photographs_and_then_eleven_crops_of_each() -> None:
+    photographs = ["astronaut", "brick", "cameraman", "cat", "coffee", "galaxies", "retina"]
+
+    names = [picture.name for picture in bundled_pictures()]
+
+    assert names == photographs + [f"{name}-crop-{number:02}" for name in photographs for number in range(1, 12)]
+
+
+def test_the_bundled_pictures_are_the_same_bytes_every_time() -> None:
+    assert bundled_pictures() == bundled_pictures()
+
+
+def test_no_two_bundled_pictures_are_the_same() -> None:
+    pictures = bundled_pictures()
+
+    assert len({picture.image for picture in pictures}) == len(pictures)
+
+
+def test_the_sides_of_a_crop_are_40_to_80_percent_of_the_photographs() -> None:
+    sizes = _sizes(bundled_pictures())
+
+    for name, (width, height) in sizes.items():
+        photograph, crop, _ = name.partition("-crop-")
+        if crop:
+            whole_width, whole_height = sizes[photograph]
+            assert 0.4 * whole_width - 1 <= width <= 0.8 * whole_width + 1
+            assert 0.4 * whole_height - 1 <= height <= 0.8 * whole_height + 1
+
+
+def test_a_crop_of_a_grey_photograph_is_grey() -> None:
+    crop = next(picture for picture in bundled_pictures() if picture.name == "cameraman-crop-01")
+
+    assert Image.open(io.BytesIO(crop.image)).mode == "L"
+
+
+def test_every_bundled_photograph_has_its_line_in_the_credits() -> None:
+    folder = Path(__file__).parents[2] / "worker" / "cli" / "photographs"
+    credits_ = (folder / "CREDITS.md").read_text("utf-8")
+
+    assert [file.name for file in folder.glob("*.jpg") if f"\n| `{file.name}` | " not in credits_] == []
+
+
+def test_the_image_files_of_a_folder_come_sorted_and_by_their_path_below_it(tmp_path: Path) -> None:
+    (tmp_path / "holiday").mkdir()
+    for name in ("b.PNG", "a.jpg", "holiday/sea.WebP", "notes.txt", "archive.jpg.zip"):
+        (tmp_path / name).write_bytes(name.encode())
+
+    assert list(folder_pictures(tmp_path)) == [
+        Picture("a.jpg", b"a.jpg"),
+        Picture("b.PNG", b"b.PNG"),
+        Picture("holiday/sea.WebP", b"holiday/sea.WebP"),
+    ]
+
+
+def test_a_folder_named_like_an_image_is_no_picture(tmp_path: Path) -> None:
+    (tmp_path / "album.jpg").mkdir()
+    (tmp_path / "album.jpg" / "one.jpg").write_bytes(b"1")
+
+    assert list(folder_pictures(tmp_path)) == [Picture("album.jpg/one.jpg", b"1")]
+
+
+def test_a_file_is_read_only_in_its_turn(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"a")
+    (tmp_path / "b.jpg").write_bytes(b"before")
+
+    pictures = folder_pictures(tmp_path)
+    next(pictures)
+    (tmp_path / "b.jpg").write_bytes(b"after")
+
+    assert next(pictures) == Picture("b.jpg", b"after")
+
+
+def test_a_file_name_that_is_not_utf_8_becomes_text_that_can_be_sent(tmp_path: Path) -> None:
+    try:
+        (tmp_path / "caf\udce9.jpg").write_bytes(b"latin-1")
+    except OSError as error:
+        pytest.skip(f"the file system has only names in UTF-8: {error}")
+
+    assert list(folder_pictures(tmp_path)) == [Picture("caf�.jpg", b"latin-1")]
+
+
+def test_a_folder_that_is_not_there_is_named_at_once(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*/nowhere"):
+        folder_pictures(tmp_path / "nowhere")
+
+
+def test_a_folder_without_an_image_file_is_named_at_once(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+
+    with pytest.raises(ValueError, match=rf"no image file below {tmp_path}: none ends in \.jpg, \.jpeg, \.png"):
+        folder_pictures(tmp_path)

@@ -1,0 +1,136 @@
+"""`clip-worker check`: look at everything that run needs, and say what is wrong and how to mend it."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import click
+import numpy as np
+from confluent_kafka import KafkaException, TopicCollection
+from confluent_kafka.admin import AclOperation, AdminClient
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from worker.cli.options import settings_options
+from worker.cli.run import load_encoder
+from worker.clients import common_properties
+from worker.errors import WorkerError
+from worker.settings import Settings, read_settings
+from worker.topics import MAX_BYTES, LimitsQuestion, find_topics, needed_message_bytes
+
+_ANSWER_S = 10.0
+_TIMED_BATCHES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What was looked at, how it is, and what to do about it; `fine` None where it can't be known."""
+
+    what: str
+    fine: bool | None
+    said: str
+
+
+@click.command("check")
+@settings_options()
+def command(**flags: object) -> None:
+    """Look at everything that run needs, and say what is wrong and how to mend it; exit 1 where something is."""
+    settings = read_settings(flags)
+    findings = [Finding("settings", fine=True, said="read, and fit together")]
+    for look in (_look_at_topics, _look_at_limits, _look_at_rights, _look_at_model):
+        findings += _carefully(look, settings)
+    Console().print(_table(findings))
+    wrong = [finding.what for finding in findings if finding.fine is False]
+    if wrong:
+        raise click.ClickException(f"run would not work: {', '.join(wrong)}")
+    click.echo("run has all it needs")
+
+
+def _carefully(look: Callable[[Settings], Iterator[Finding]], settings: Settings) -> Iterator[Finding]:
+    """Turn what a look raises into a finding, so that the others are looked at too."""
+    what = look.__name__.removeprefix("_look_at_")
+    try:
+        yield from look(settings)
+    except WorkerError as error:
+        yield Finding(what, fine=False, said=str(error))
+    except KafkaException as exception:
+        yield Finding(what, fine=None, said=f"the broker doesn't say: {exception.args[0].str()}")
+
+
+def _look_at_topics(settings: Settings) -> Iterator[Finding]:
+    partitions = find_topics(_admin(settings), settings)
+    yield Finding("broker", fine=True, said=settings.bootstrap_servers)
+    yield Finding(
+        "topics", fine=True, said=", ".join(f"{name} ({count} partitions)" for name, count in partitions.items())
+    )
+
+
+def _look_at_limits(settings: Settings) -> Iterator[Finding]:
+    needed = needed_message_bytes(settings)
+    for topic, limits in LimitsQuestion(_admin(settings), list(needed)).wait_for_limits().items():
+        fits = limits.max_message_bytes >= needed[topic]
+        said = f"{MAX_BYTES}={limits.max_message_bytes}"
+        if not fits:
+            said += f" is under {needed[topic]}, the largest record with MAX_IMAGE_BYTES={settings.max_image_bytes}: "
+            said += "`clip-worker topics` raises it"
+        yield Finding(f"limits of {topic}", fine=fits, said=said)
+
+
+def _look_at_rights(settings: Settings) -> Iterator[Finding]:
+    admin = _admin(settings)
+    needed = {
+        settings.input_topic: AclOperation.READ,
+        settings.output_topic: AclOperation.WRITE,
+        settings.dead_letter_topic: AclOperation.WRITE,
+    }
+    answers = admin.describe_topics(
+        TopicCollection(list(needed)), include_authorized_operations=True, request_timeout=_ANSWER_S
+    )
+    for topic, answer in answers.items():
+        yield _right(f"topic {topic}", needed[topic], answer.result().authorized_operations)
+    groups = admin.describe_consumer_groups(
+        [settings.group_id], include_authorized_operations=True, request_timeout=_ANSWER_S
+    )
+    yield _right(
+        f"group {settings.group_id}", AclOperation.READ, groups[settings.group_id].result().authorized_operations
+    )
+
+
+def _right(what: str, needed: AclOperation, granted: list[AclOperation] | None) -> Finding:
+    if granted is None:
+        return Finding(f"right on {what}", fine=None, said="the broker doesn't say")
+    fine = needed in granted or AclOperation.ALL in granted
+    said = needed.name if fine else f"{needed.name} is missing: kafka-acls --add --operation {needed.name.title()} …"
+    return Finding(f"right on {what}", fine=fine, said=said)
+
+
+def _look_at_model(settings: Settings) -> Iterator[Finding]:
+    encoder = load_encoder(settings)
+    yield Finding("model", fine=True, said=encoder.model_name)
+    max_batch = settings.max_batch or encoder.default_max_batch
+    encoder.warm_up(max_batch)
+    side = encoder.model_input.size
+    pixels, none = np.zeros((max_batch, side, side, 3), np.uint8), np.empty((0, side, side, 3), np.float32)
+    begun_s = time.perf_counter()
+    for _ in range(_TIMED_BATCHES):
+        encoder.encode(pixels, none)
+    rate = max_batch * _TIMED_BATCHES / (time.perf_counter() - begun_s)
+    said = f"{encoder.device_name} in {encoder.precision}, {rate:.0f} images/s in batches of {max_batch}"
+    yield Finding("device", fine=True, said=said)
+
+
+def _admin(settings: Settings) -> AdminClient:
+    return AdminClient(common_properties(settings))
+
+
+def _table(findings: list[Finding]) -> Table:
+    marks: Mapping[bool | None, Text] = {
+        True: Text("fine", "green"),
+        False: Text("wrong", "bold red"),
+        None: Text("unknown", "yellow"),
+    }
+    table = Table("", "", "", box=None, show_header=False)
+    for finding in findings:
+        table.add_row(marks[finding.fine], finding.what, Text(finding.said))
+    return table
