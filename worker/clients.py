@@ -90,6 +90,11 @@ def common_properties(settings: Settings) -> Properties:
     }
 
 
+def tool_properties(settings: Settings) -> Properties:
+    """Return what a command's admin client needs: errors are the command's to tell, so the client logs little."""
+    return common_properties(settings) | QUIET
+
+
 def consumer_properties(settings: Settings, on_error: Callable[[KafkaError], None]) -> Properties:
     """Return the properties of the worker's consumer."""
     own = {name: value for name, value in settings.kafka_properties.items() if name not in PRODUCER_ONLY}
@@ -119,6 +124,8 @@ def producer_properties(settings: Settings, on_error: Callable[[KafkaError], Non
         "error_cb": on_error,
     }
 
+
+QUIET: Properties = {"log_level": 2}  # syslog's: critical and worse
 
 _CONSUMER_DEFAULTS: Properties = {
     "auto.offset.reset": "earliest",

@@ -66,6 +66,7 @@ class LimitsQuestion:
 
     def __init__(self, admin: AdminClient, topics: Sequence[str]) -> None:
         """Ask."""
+        self._admin = admin  # its end would be the end of the question
         self._answers: Mapping[ConfigResource, Future[dict[str, ConfigEntry]]] = admin.describe_configs(
             [ConfigResource(ResourceType.TOPIC, topic) for topic in topics], request_timeout=_CONFIG_ANSWER_S
         )

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from worker.cli.options import settings_options
 from worker.cli.run import load_encoder
-from worker.clients import common_properties
+from worker.clients import tool_properties
 from worker.errors import WorkerError
 from worker.settings import Settings, read_settings
 from worker.topics import MAX_BYTES, LimitsQuestion, find_topics, needed_message_bytes
@@ -121,7 +121,7 @@ def _look_at_model(settings: Settings) -> Iterator[Finding]:
 
 
 def _admin(settings: Settings) -> AdminClient:
-    return AdminClient(common_properties(settings))
+    return AdminClient(tool_properties(settings))
 
 
 def _table(findings: list[Finding]) -> Table:

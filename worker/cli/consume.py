@@ -12,7 +12,7 @@ from schemas.dead_letter import Rejection
 from schemas.embedding import read_embedding
 from worker.cli.options import settings_options
 from worker.cli.rows import WRITERS, Place, Row, rows_of
-from worker.clients import common_properties, consumer_properties
+from worker.clients import QUIET, consumer_properties, tool_properties
 from worker.errors import KafkaSetupError
 from worker.settings import Settings, read_settings
 from worker.topics import list_topics
@@ -54,12 +54,14 @@ class _Records:
     def __init__(self, settings: Settings, *, follow: bool) -> None:
         self._topic = settings.output_topic
         self._follow = follow
-        partitions = list_topics(AdminClient(common_properties(settings)), settings).get(self._topic)
+        partitions = list_topics(AdminClient(tool_properties(settings)), settings).get(self._topic)
         if partitions is None:
             raise KafkaSetupError(f"no such topic at {settings.bootstrap_servers}: {self._topic}")
         # A consumer that reads by itself joins no group, and commits nothing.
         properties = consumer_properties(settings, _ignore_passing)
-        self._consumer = Consumer(properties | {"group.id": "clip-worker-consume", "enable.partition.eof": True})
+        self._consumer = Consumer(
+            properties | QUIET | {"group.id": "clip-worker-consume", "enable.partition.eof": True}
+        )
         self._unread = set(range(partitions))
         self._consumer.assign([TopicPartition(self._topic, number, OFFSET_BEGINNING) for number in self._unread])
 

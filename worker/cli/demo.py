@@ -5,22 +5,22 @@ and the consumer.
 """
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import click
 import numpy as np
+import numpy.typing as npt
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
 from rich.console import Console
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from schemas.document import pack_document
-from schemas.embedding import EmbeddingRecord, read_embedding
+from schemas.embedding import read_embedding
 from worker.cli.embedded import DEAD_LETTERS, INPUT, OUTPUT, WorkerProcess, mock_broker, running_worker
-from worker.cli.pictures import Picture, bundled_pictures, folder_pictures
+from worker.cli.pictures import Pictures, bundled_pictures, folder_pictures
 from worker.cli.showcase import nearest, neighbour_rows, neighbour_table, write_page
 
 # The mock cluster keeps about 5 MB a partition and forgets the rest.
@@ -53,7 +53,7 @@ def command(output: Path, folder: Path | None = None) -> None:
     """
     console = Console()
     try:
-        pictures = bundled_pictures() if folder is None else list(folder_pictures(folder))
+        pictures = bundled_pictures() if folder is None else folder_pictures(folder)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
     with (
@@ -67,29 +67,28 @@ def command(output: Path, folder: Path | None = None) -> None:
     _show(console, pictures, run, warning, output)
 
 
-def _show(console: Console, pictures: Sequence[Picture], run: "_Run", warning: str | None, output: Path) -> None:
+def _show(console: Console, pictures: Pictures, run: "_Run", warning: str | None, output: Path) -> None:
     """Print the table and write the page."""
     for name, said in list(run.rejected.items())[:_REJECTIONS_SHOWN]:
-        console.print(f"[yellow]dead letter[/] {name}: {said}", highlight=False)
-    shown = [picture.name for picture in pictures if picture.name in run.embedded]
-    if not shown:
+        console.print(f"[yellow]not embedded[/] {name}: {said}", highlight=False)
+    embedded = {name: run.embedded[name] for name in pictures.names if name in run.embedded}
+    if not embedded:
         raise click.ClickException("none of the pictures could be embedded")
-    embeddings = np.stack([vector for name in shown if (vector := run.embedded[name].embedding) is not None])
+    shown = list(embedded)
+    embeddings = np.stack(list(embedded.values()))
     indices, similarities = nearest(embeddings, _PAGE_NEIGHBOURS)
     columns = 4 if console.width >= _WIDE_TERMINAL else 3
     console.print(neighbour_table(shown, indices[:, :columns], similarities[:, :columns], _TABLE_ROWS))
-    images = {picture.name: picture for picture in pictures}
-    origin = next(iter(run.embedded.values())).origin
     facts = {
-        "Model": "" if origin is None else origin.model,
-        "Images": f"{len(shown):,}" + (f"; dead letters: {len(run.rejected)}" if run.rejected else ""),
+        "Model": run.model,
+        "Images": f"{len(shown):,}" + (f"; not embedded: {len(run.rejected)}" if run.rejected else ""),
         "Speed": f"{run.images_per_second:.1f} images/s",
         "Embedding": f"{embeddings.shape[1]} float32 numbers",
     }
     write_page(
         output,
         neighbour_rows(shown, indices, similarities),
-        lambda name: images[name].image,
+        pictures.read,
         title="Nearest neighbours by CLIP embedding",
         facts=facts,
         warning=warning,
@@ -99,7 +98,7 @@ def _show(console: Console, pictures: Sequence[Picture], run: "_Run", warning: s
         console.print(Panel(warning, style="bold white on red"))
     console.print(
         f"{len(shown)} images through Kafka at [bold]{run.images_per_second:.1f} images/s[/]; "
-        f"dead letters: {len(run.rejected)}; model {facts['Model']}",
+        f"not embedded: {len(run.rejected)}; model {facts['Model']}",
         highlight=False,
     )
     console.print(f"The page with the pictures: [bold]{output.resolve().as_uri()}[/]", soft_wrap=True)
@@ -111,25 +110,26 @@ class _Run:
 
     servers: str
     worker: WorkerProcess
-    embedded: dict[str, EmbeddingRecord] = field(default_factory=dict)
+    embedded: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     rejected: dict[str, str] = field(default_factory=dict)
+    model: str = ""
     images_per_second: float = 0.0
     _ahead: dict[str, int] = field(default_factory=dict)
     _heard_s: float = field(default_factory=time.monotonic)
 
-    def embed(self, console: Console, pictures: Sequence[Picture]) -> None:
+    def embed(self, console: Console, pictures: Pictures) -> None:
         """Send every picture and wait for every outcome."""
         consumer = self._read_outcomes()
         producer = Producer({"bootstrap.servers": self.servers, "message.max.bytes": 10**9, "log_level": 0})
         columns = TextColumn("embedding"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
         begun_s = time.monotonic()
         with Progress(*columns, console=console) as progress:
-            bar = progress.add_task("", total=len(pictures))
-            for picture in pictures:
+            bar = progress.add_task("", total=len(pictures.names))
+            for name in pictures.names:
                 while self._is_far_ahead():
                     self._receive(consumer)
                     progress.update(bar, completed=self.outcomes)
-                self._publish(producer, picture)
+                self._publish(producer, name, pictures)
             while self._ahead:
                 self._receive(consumer)
                 progress.update(bar, completed=self.outcomes)
@@ -144,15 +144,15 @@ class _Run:
     def _is_far_ahead(self) -> bool:
         return len(self._ahead) >= _AHEAD_RECORDS or sum(self._ahead.values()) >= _AHEAD_BYTES
 
-    def _publish(self, producer: Producer, picture: Picture) -> None:
+    def _publish(self, producer: Producer, name: str, pictures: Pictures) -> None:
         try:
-            value = pack_document(picture.name, picture.image)
-        except ValueError as error:
-            self.rejected[picture.name] = str(error)
+            value = pack_document(name, pictures.read(name))
+        except (OSError, ValueError) as error:
+            self.rejected[name] = f"not published: {error}"
             return
-        producer.produce(INPUT, key=picture.name.encode(), value=value)
+        producer.produce(INPUT, key=name.encode(), value=value)
         producer.poll(0)
-        self._ahead[picture.name] = len(value)
+        self._ahead[name] = len(value)
 
     def _read_outcomes(self) -> Consumer:
         consumer = Consumer({"bootstrap.servers": self.servers, "group.id": "clip-demo-reader", "log_level": 0})
@@ -177,7 +177,10 @@ class _Run:
         name = (message.key() or b"").decode()
         self._ahead.pop(name, None)
         if message.topic() == OUTPUT:
-            self.embedded[name] = read_embedding(message.value() or b"")
+            record = read_embedding(message.value() or b"")
+            if record.embedding is not None and record.origin is not None:
+                self.embedded[name] = record.embedding
+                self.model = record.origin.model
         else:
             headers: dict[str, bytes] = dict(message.headers() or [])  # type: ignore[arg-type]  # pairs with bytes
             self.rejected[name] = f"{headers['dlq.reason'].decode()}: {headers['dlq.detail'].decode()}"

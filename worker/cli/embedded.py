@@ -99,6 +99,7 @@ def running_worker(console: Console, servers: str, log: Path) -> Iterator[tuple[
 
 def _start(servers: str, environment: Mapping[str, str], log: Path) -> WorkerProcess:
     flags = ["--bootstrap-servers", servers, "--group-id", "clip-demo", "--http-port", "0", "--log-format", "text"]
+    flags += ["--traversal-paths", "r"]
     for name, topic in zip(("input", "output", "dead-letter"), TOPICS, strict=True):
         flags += [f"--{name}-topic", topic]
     with log.open("wb") as file:

@@ -9,7 +9,7 @@ from rich.progress import track
 from schemas.document import pack_document
 from worker.cli.files import image_files
 from worker.cli.options import settings_options
-from worker.clients import producer_properties
+from worker.clients import QUIET, producer_properties
 from worker.settings import read_settings
 
 _FLUSH_S = 1.0
@@ -28,7 +28,7 @@ def command(paths: tuple[Path, ...], **flags: object) -> None:
         files = [file for path in paths for file in (image_files(path) if path.is_dir() else [path])]
     except ValueError as error:
         raise click.ClickException(str(error)) from error
-    publisher = _Publisher(Producer(producer_properties(settings, _ignore_passing)), settings.input_topic)
+    publisher = _Publisher(Producer(producer_properties(settings, _ignore_passing) | QUIET), settings.input_topic)
     for path in track(files, description="publishing"):
         publisher.publish(path)
     publisher.finish()

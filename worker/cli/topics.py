@@ -12,7 +12,7 @@ from confluent_kafka.admin import (
 )
 
 from worker.cli.options import settings_options
-from worker.clients import common_properties
+from worker.clients import tool_properties
 from worker.errors import KafkaSetupError
 from worker.settings import Settings, read_settings
 from worker.topics import MAX_BYTES, LimitsQuestion, list_topics, needed_message_bytes
@@ -32,7 +32,7 @@ def command(partitions: int, replication_factor: int | None = None, **flags: obj
     the settings is raised.
     """
     settings = read_settings(flags)
-    admin = AdminClient(common_properties(settings))
+    admin = AdminClient(tool_properties(settings))
     there = list_topics(admin, settings)
     try:
         for name, needed_bytes in needed_message_bytes(settings).items():
