@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
@@ -33,19 +32,6 @@ _SAME_BATCH = KafkaError._INVALID_DIFFERENT_RECORD
 _FLUSH_S = 0.5  # a broker that is away must not keep the main thread from polling
 _CLOSE_S = 10.0
 _CLOCKS_DIFFER_MS = 60_000
-
-
-class Delivery(Protocol):
-    """Where outcomes go."""
-
-    def send(self, outcome: Outcome) -> bool:
-        """Hand an outcome to the producer; False where it has to wait: then send it again later."""
-
-    def commit(self, positions: Mapping[int, int]) -> bool:
-        """Make what was sent durable, then the next offset of each partition; False where it has to wait."""
-
-    def close(self) -> None:
-        """Give up what is not acknowledged; nothing is written any more when it returns."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ Geometry = Callable[[Image.Image], Image.Image]
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 _JPEG = b"\xff\xd8\xff"
-_APP1 = b"\xff\xe1"  # the segment that holds EXIF or XMP; inside entropy-coded data ff is followed by 00 or d0…d7
+_MARKER, _START_OF_SCAN, _APP1 = 0xFF, 0xDA, 0xE1
 
 
 class Fast:
@@ -50,7 +50,7 @@ class Fast:
 
     def _decode(self, data: bytes) -> Pixels:
         rgb = self._decode_plain_jpeg(data) if data.startswith(_JPEG) else None
-        if rgb is not None and _APP1 not in data:
+        if rgb is not None and not _may_be_turned(data):
             return rgb
         image = _open(data, self._max_pixels)
         orientation = _orientation(image)
@@ -157,6 +157,16 @@ def _decoding() -> Iterator[None]:
         raise Rejection(Reason.BAD_IMAGE, f"neither of {', '.join(FORMATS)}, or its header is broken") from error
     except Exception as error:  # decoders raise anything from OSError to SyntaxError, struct.error and IndexError
         raise Rejection(Reason.BAD_IMAGE, f"{type(error).__name__}: {error}") from error
+
+
+def _may_be_turned(jpeg: bytes) -> bool:
+    """Return whether an APP1 segment, which holds EXIF or XMP, comes before the image (ITU T.81, B.1.1.4)."""
+    at = 2
+    while at + 4 <= len(jpeg) and jpeg[at] == _MARKER and (kind := jpeg[at + 1]) != _START_OF_SCAN:
+        if kind == _APP1:
+            return True
+        at += 1 if kind == _MARKER else 2 + int.from_bytes(jpeg[at + 2 : at + 4])  # markers may repeat as filling
+    return False
 
 
 def _orientation(image: Image.Image) -> int:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from worker.activity import Activity, Clock
-from worker.delivery import Delivery
 from worker.errors import DrainTimeout
 from worker.records import Outcome, Record
 
@@ -70,6 +69,19 @@ class Flow(Protocol):
         """Forget what is in flight of these partitions."""
 
 
+class Delivers(Protocol):
+    """Where outcomes go; see `worker.delivery.AtLeastOnce`."""
+
+    def send(self, outcome: Outcome) -> bool:
+        """Hand an outcome to the producer; False where it has to wait: then send it again later."""
+
+    def commit(self, positions: Mapping[int, int]) -> bool:
+        """Make what was sent durable, then the next offset of each partition; False where it has to wait."""
+
+    def close(self) -> None:
+        """Give up what is not acknowledged; nothing is written any more when it returns."""
+
+
 class Observer(Protocol):
     """Who is told what the loop does; see `worker.metrics.Metrics`."""
 
@@ -99,7 +111,7 @@ class Loop:
         self,
         source: Consumes,
         pipeline: Flow,
-        delivery: Delivery,
+        delivery: Delivers,
         times: Times,
         observer: Observer,
         activity: Activity,

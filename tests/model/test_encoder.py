@@ -1,0 +1,138 @@
+"""The encoder's numbers against open_clip's own preprocessing and encode_image."""
+
+import numpy as np
+import numpy.typing as npt
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from skimage import data
+
+from worker.encoder import Encoder
+from worker.errors import DeviceError
+from worker.images import Reference
+from worker.weights import load_model
+
+NO_PIXELS = np.empty((0, 224, 224, 3), np.uint8)
+NONE_PREPROCESSED = np.empty((0, 224, 224, 3), np.float32)
+TOLERANCE = 1e-5
+
+Embeddings = npt.NDArray[np.float32]
+
+
+def _photographs() -> list[Image.Image]:
+    names = ("astronaut", "coffee", "chelsea", "rocket", "camera")
+    return [Image.fromarray(getattr(data, name)()) for name in names]
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    return Encoder(load_model("ViT-B/32", "random"), "cpu", "fp32", normalized=False)
+
+
+@pytest.fixture(scope="module")
+def pixels(encoder: Encoder) -> npt.NDArray[np.uint8]:
+    reference = Reference(encoder.model_input, encoder.geometry, max_pixels=50_000_000)
+    return np.stack([reference(np.asarray(photograph.convert("RGB"))) for photograph in _photographs()])
+
+
+@pytest.fixture(scope="module")
+def expected() -> Embeddings:
+    torch.manual_seed(0)
+    clip, _, preprocess = open_clip.create_model_and_transforms("ViT-B-32-quickgelu")
+    images = torch.stack([preprocess(photograph.convert("RGB")) for photograph in _photographs()])
+    with torch.no_grad():
+        embeddings: Embeddings = clip.eval().encode_image(images).numpy()
+    return embeddings
+
+
+def _assert_equal(found: Embeddings, expected: Embeddings) -> None:
+    np.testing.assert_allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def test_embeddings_are_those_of_open_clips_own_path(
+    encoder: Encoder, pixels: npt.NDArray[np.uint8], expected: Embeddings
+) -> None:
+    embeddings = encoder.encode(pixels, NONE_PREPROCESSED)
+
+    assert embeddings.dtype == np.float32
+    assert embeddings.shape == (5, 512)
+    _assert_equal(embeddings, expected)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_the_size_of_the_batch_does_not_matter(
+    size: int, encoder: Encoder, pixels: npt.NDArray[np.uint8], expected: Embeddings
+) -> None:
+    batches = [pixels[begin : begin + size] for begin in range(0, len(pixels), size)]
+
+    embeddings = np.concatenate([encoder.encode(batch, NONE_PREPROCESSED) for batch in batches])
+
+    _assert_equal(embeddings, expected)
+
+
+def test_preprocessed_images_are_taken_as_they_are_and_come_after_the_others(
+    encoder: Encoder, pixels: npt.NDArray[np.uint8], expected: Embeddings
+) -> None:
+    scaled = pixels.astype(np.float32) / 255
+    preprocessed = ((scaled - encoder.model_input.mean) / encoder.model_input.std).astype(np.float32)
+
+    embeddings = encoder.encode(pixels[:2], preprocessed[2:])
+
+    _assert_equal(embeddings, expected)
+
+
+def test_preprocessed_images_alone_are_a_batch_too(
+    encoder: Encoder, pixels: npt.NDArray[np.uint8], expected: Embeddings
+) -> None:
+    scaled = pixels.astype(np.float32) / 255
+    preprocessed = ((scaled - encoder.model_input.mean) / encoder.model_input.std).astype(np.float32)
+
+    _assert_equal(encoder.encode(NO_PIXELS, preprocessed), expected)
+
+
+def test_normalized_embeddings_have_norm_1_and_the_same_direction(
+    pixels: npt.NDArray[np.uint8], expected: Embeddings
+) -> None:
+    encoder = Encoder(load_model("ViT-B/32", "random"), "cpu", "fp32", normalized=True)
+
+    embeddings = encoder.encode(pixels, NONE_PREPROCESSED)
+
+    _assert_equal(embeddings, expected / np.linalg.norm(expected, axis=1, keepdims=True))
+
+
+def test_bf16_points_where_fp32_does(pixels: npt.NDArray[np.uint8], expected: Embeddings) -> None:
+    encoder = Encoder(load_model("ViT-B/32", "random"), "cpu", "bf16", normalized=False)
+
+    embeddings = encoder.encode(pixels, NONE_PREPROCESSED)
+
+    assert centred_cosine(embeddings, expected).min() > 0.999
+
+
+def centred_cosine(found: Embeddings, expected: Embeddings) -> Embeddings:
+    """Cosine after subtracting the mean of the set: a plain one hides mistakes under random weights."""
+    centre = expected.mean(axis=0)
+    a, b = found - centre, expected - centre
+    cosine: Embeddings = (a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+    return cosine
+
+
+def test_fp16_on_the_cpu_is_an_error() -> None:
+    with pytest.raises(DeviceError, match="PRECISION=fp16 needs CUDA"):
+        Encoder(load_model("ViT-S-32-alt", "random"), "cpu", "fp16", normalized=False)
+
+
+def test_a_device_that_is_not_there_is_named() -> None:
+    with pytest.raises(DeviceError, match=r"DEVICE=cuda:99, but this machine has \d+ CUDA devices"):
+        Encoder(load_model("ViT-S-32-alt", "random"), "cuda:99", "auto", normalized=False)
+
+
+@pytest.mark.parametrize(
+    ("model", "size"), [("ViT-S-32-alt", 256), ("RN50", 1024), ("ViT-B-16-SigLIP", 768), ("MobileCLIP2-S0", 512)]
+)
+def test_other_architectures_bring_their_own_input_and_length(model: str, size: int) -> None:
+    encoder = Encoder(load_model(model, "random"), "cpu", "fp32", normalized=False)
+    side = encoder.model_input.size
+    images = np.zeros((1, side, side, 3), np.uint8)
+
+    assert encoder.encode(images, np.empty((0, side, side, 3), np.float32)).shape == (1, size)

@@ -1,0 +1,159 @@
+"""What weights come from, and that they are the same model wherever they come from."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from worker.errors import WeightsError
+from worker.weights import fingerprint, load_model
+
+ARCHITECTURE = "ViT-S-32-alt"  # the smallest of open_clip's with R = 224
+SEED = 7
+
+Tensors = dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def tensors() -> Tensors:
+    torch.manual_seed(SEED)
+    return {name: tensor.contiguous() for name, tensor in open_clip.create_model(ARCHITECTURE).state_dict().items()}
+
+
+def _save_safetensors(tensors: Tensors, folder: Path) -> Path:
+    path = folder / "weights.safetensors"
+    save_file(tensors, path)
+    return path
+
+
+def _save_state_dict(tensors: Tensors, folder: Path) -> Path:
+    path = folder / "weights.pt"
+    torch.save(tensors, path)
+    return path
+
+
+def _save_training_checkpoint(tensors: Tensors, folder: Path) -> Path:
+    path = folder / "epoch_3.pt"
+    torch.save({"epoch": 3, "state_dict": {f"module.{name}": tensor for name, tensor in tensors.items()}}, path)
+    return path
+
+
+class _Held(torch.nn.Module):
+    """A module that holds tensors by their dotted names, as OpenAI's archives do."""
+
+    def hold(self, name: str, tensor: torch.Tensor) -> None:
+        first, _, rest = name.partition(".")
+        if not rest:
+            self.register_buffer(first, tensor)
+            return
+        if first not in self._modules:
+            self.add_module(first, _Held())
+        self._modules[first].hold(rest, tensor)  # type: ignore[operator,union-attr]
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images
+
+
+def _save_torchscript(tensors: Tensors, folder: Path) -> Path:
+    held = _Held()
+    for name, tensor in tensors.items():
+        held.hold(name, tensor)
+    path = folder / "archive.pt"
+    torch.jit.script(held).save(str(path))  # type: ignore[no-untyped-call]
+    return path
+
+
+@pytest.mark.parametrize("save", [_save_safetensors, _save_state_dict, _save_training_checkpoint, _save_torchscript])
+def test_the_same_weights_have_the_same_fingerprint_in_every_file_format(
+    save: Callable[[Tensors, Path], Path], tensors: Tensors, tmp_path: Path
+) -> None:
+    clip = open_clip.create_model(ARCHITECTURE)
+    clip.load_state_dict(tensors)
+    path = save(tensors, tmp_path)
+
+    model = load_model(ARCHITECTURE, str(path))
+
+    assert model.name == f"{ARCHITECTURE}:{path.name}:{fingerprint(clip.visual)}"
+
+
+def test_a_weight_that_differs_in_its_last_bit_changes_the_fingerprint(tensors: Tensors) -> None:
+    clip = open_clip.create_model(ARCHITECTURE)
+    clip.load_state_dict(tensors)
+    before = fingerprint(clip.visual)
+
+    with torch.no_grad():
+        clip.visual.proj[0, 0] = torch.nextafter(clip.visual.proj[0, 0], torch.tensor(9.0))
+
+    assert fingerprint(clip.visual) != before
+
+
+def test_random_weights_are_open_clips_with_seed_0_and_quickgelu_for_openais_name() -> None:
+    torch.manual_seed(0)
+    expected = open_clip.create_model("ViT-B-32-quickgelu").visual
+
+    model = load_model("ViT-B/32", "random")
+
+    assert model.name == f"ViT-B/32:random:{fingerprint(expected)}"
+    assert any(type(module).__name__ == "QuickGELU" for module in model.tower.modules())
+
+
+def test_open_clips_own_name_has_no_quickgelu() -> None:
+    model = load_model("ViT-B-32", "random")
+
+    assert not any(type(module).__name__ == "QuickGELU" for module in model.tower.modules())
+
+
+def test_an_unknown_architecture_is_named_with_those_there_are() -> None:
+    with pytest.raises(WeightsError, match=r"MODEL=ViT-B/33 is no architecture: OpenAI's are RN50, .*ViT-B/32"):
+        load_model("ViT-B/33", "random")
+
+
+def test_unknown_weights_are_named_with_the_tags_there_are() -> None:
+    with pytest.raises(WeightsError, match=r"WEIGHTS=no/such\.pt is neither a file nor a pretrained tag .*openai, "):
+        load_model("ViT-B/32", "no/such.pt")
+
+
+def test_weights_that_can_not_be_downloaded_are_told_with_the_cache_and_the_local_way(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+
+    with pytest.raises(WeightsError, match=r"weights openai of ViT-B-32 .*tried the cache .*WORKER_WEIGHTS=/path/to"):
+        load_model("ViT-B/32", "openai")
+
+
+def test_weights_of_another_architecture_are_refused_with_what_does_not_fit(tensors: Tensors, tmp_path: Path) -> None:
+    path = _save_state_dict(tensors, tmp_path)
+
+    with pytest.raises(WeightsError, match=r"doesn't fit the image tower: .*of another shape: class_embedding \[384\]"):
+        load_model("ViT-B/32", str(path))
+
+
+def test_missing_unknown_and_not_finite_tensors_are_listed(tensors: Tensors, tmp_path: Path) -> None:
+    odd = dict(tensors)
+    odd["visual.extra"] = torch.zeros(1)
+    del odd["visual.proj"]
+    odd["visual.class_embedding"] = torch.full_like(odd["visual.class_embedding"], float("nan"))
+    path = _save_safetensors(odd, tmp_path)
+
+    with pytest.raises(WeightsError, match=r"1 missing: proj; 1 unknown: extra; 1 not finite: class_embedding"):
+        load_model(ARCHITECTURE, str(path))
+
+
+class _Bomb:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (print, ("a pickle from a stranger ran",))
+
+
+def test_a_pickle_that_would_run_code_is_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "evil.pt"
+    torch.save({"state_dict": _Bomb()}, path)
+
+    with pytest.raises(WeightsError, match="can't be read as weights"):
+        load_model(ARCHITECTURE, str(path))
+
+    assert capsys.readouterr().out == ""
