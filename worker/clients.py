@@ -8,8 +8,9 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from confluent_kafka import KafkaError
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 
+from worker.errors import SettingsError
 from worker.settings import Settings
 
 Properties = dict[str, Any]
@@ -123,6 +124,22 @@ def producer_properties(settings: Settings, on_error: Callable[[KafkaError], Non
         "acks": "all",
         "error_cb": on_error,
     }
+
+
+def check_properties(settings: Settings) -> None:
+    """Make every client once, so that a property which librdkafka refuses stops the start.
+
+    Raises: `SettingsError` with what it says.
+    """
+    try:
+        Producer(producer_properties(settings, _ignore) | QUIET)
+        Consumer(consumer_properties(settings, _ignore) | QUIET).close()
+    except KafkaException as exception:
+        raise SettingsError(f"kafka property refused: {exception.args[0].str()}") from exception
+
+
+def _ignore(_: KafkaError) -> None:
+    """Leave connections to the clients that work."""
 
 
 QUIET: Properties = {"log_level": 2}  # syslog's: critical and worse

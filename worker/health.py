@@ -67,7 +67,7 @@ class Health:
     def unready(self) -> str | None:
         """Return what is missing for work, None where nothing is."""
         if not self._threads:
-            return "the model is loading"
+            return "no session: the model loads, or the worker recovers"
         if not self._joined:
             return "the consumer has not joined its group"
         silence_s = self._clock() - self._answered_s

@@ -149,7 +149,7 @@ class Loop:
             self._hand_on()
             if self._checkpoint_due():
                 self._checkpoint()
-        log.info("stopping: %d records in flight", self._pipeline.in_flight)
+        log.info("stopping: %d records in flight; a second signal ends at once", self._pipeline.in_flight)
         self._settle_everything()
 
     def assigned(self, partitions: Sequence[int]) -> None:

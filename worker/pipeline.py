@@ -5,7 +5,7 @@ what has been dropped gets none, however late its threads finish. `submit`, `fin
 `drop` belong to the main thread; the line is its alone. The other threads only see queues.
 """
 
-import logging
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,8 +22,6 @@ from worker.activity import Activity
 from worker.batcher import Batch, Batcher, Closed
 from worker.errors import ThreadDied
 from worker.records import Deleted, Embedded, Outcome, Prepared, Record, Rejected, Skipped
-
-log = logging.getLogger(__name__)
 
 Prepare = Callable[[Record], Prepared | Rejected | Deleted | Skipped]
 
@@ -145,23 +143,24 @@ class Pipeline:
         """Return whether anything of these partitions is in flight."""
         return any(place.record.partition in partitions for place in self._line)
 
-    def close(self, timeout_s: float) -> None:
-        """Stop the threads. What is still in flight is given up.
-
-        Raises: `ThreadDied` where one doesn't end in time: the encoder may not be used by a second thread.
-        """
+    def close(self) -> None:
+        """Let the threads end after what they are at. What is still in flight is given up."""
         self._closing = True
         prepare_threads = len(self.threads) - 1
         for _ in range(prepare_threads):
             self._inbox.put(None)
         self._batcher.close(prepare_threads)
-        for thread in self.threads:
-            thread.join(timeout_s)
-        alive = [
-            str(activity) for thread, activity in zip(self.threads, self.activities, strict=True) if thread.is_alive()
-        ]
-        if alive:
-            raise ThreadDied(f"still at work {timeout_s:.0f} s after the session's end: {'; '.join(alive)}")
+
+    def wait_for_threads(self, timeout_s: float) -> None:
+        """Wait for their end: no second thread may use the encoder.
+
+        Raises: `ThreadDied` where one doesn't end in time.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        for thread, activity in zip(self.threads, self.activities, strict=True):
+            thread.join(max(0.0, deadline_s - time.monotonic()))
+            if thread.is_alive():
+                raise ThreadDied(f"still at work {timeout_s:g} s after the session's end: {activity}")
 
     def _note(self, done: tuple[_Place, Outcome] | Exception) -> None:
         if isinstance(done, Exception):

@@ -12,7 +12,8 @@ HEAVY = ("torch", "torchvision", "open_clip", "PIL", "simplejpeg")
 
 ROUND_TRIP = """
 import numpy as np
-from schemas import DocumentLimits, Origin, pack_document, pack_embedding, parse_traversal, read_document, read_embedding
+from schemas import DocumentLimits, Origin, pack_document, pack_embedding
+from schemas import parse_traversal, read_document, read_embedding
 
 value = pack_document("a", np.zeros((2, 3, 3), np.uint8), tags={"colour": "black"})
 document = read_document(value, parse_traversal("r"), DocumentLimits(max_image_bytes=100, max_images=1))

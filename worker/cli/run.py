@@ -20,10 +20,10 @@ from schemas.embedding import Origin
 from worker.activity import Activity
 from worker.batcher import Batcher
 from worker.cli.options import settings_options
-from worker.clients import client_id, common_properties, consumer_properties, producer_properties
+from worker.clients import check_properties, client_id, common_properties, consumer_properties, producer_properties
 from worker.delivery import AtLeastOnce
 from worker.encoder import Encoder
-from worker.errors import SessionError, SessionsFailed
+from worker.errors import SessionError, SessionsFailed, SettingsError
 from worker.health import Health, HealthServer, start_watchdog
 from worker.images import Fast, Geometry, Reference
 from worker.logs import configure_logging
@@ -89,9 +89,10 @@ def run(settings: Settings, load: Callable[[Settings], ReadyEncoder] = load_enco
     health = Health(settings.stall_timeout_s)
     stop = _Stop(health, settings.drain_timeout_s)
     with ExitStack() as stack:
-        server = HealthServer(settings.http_host, settings.http_port, metrics.registry, health)
+        server = _listen(settings, metrics, health)
         stack.callback(server.close)
         log.info("http on port %d: /metrics, /livez, /readyz", server.port)
+        check_properties(settings)
         admin = AdminClient(common_properties(settings), logger=log)
         partitions = find_topics(admin, settings)
         limits = LimitsQuestion(admin, [settings.output_topic])
@@ -115,12 +116,11 @@ class _Stop:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._note)
 
-    def _note(self, number: int, _: FrameType | None) -> None:
+    def _note(self, _: int, __: FrameType | None) -> None:
         if self.event.is_set():
             os._exit(_SECOND_SIGNAL_EXIT)
         if not self.working:  # nothing has been taken in
             raise SystemExit(0)
-        log.info("%s: stopping; once more ends at once", signal.Signals(number).name)
         self._health.expect_end_within(self._drain_timeout_s + _CLOSE_S)
         self.event.set()
 
@@ -172,34 +172,32 @@ class _Worker:
         """
         failed = 0
         while not stop.event.is_set():
-            outcomes = 0
-            try:
-                with ExitStack() as stack:
-                    loop = self._open_session(stack)
-                    try:
-                        loop.run(stop.event.is_set)
-                    finally:
-                        outcomes = loop.outcomes
-            except SessionError as error:
-                failed = 0 if outcomes else failed + 1
-                if failed == _MAX_FAILED_SESSIONS:
-                    raise SessionsFailed(f"{failed} sessions failed one after the other, the last: {error}") from error
-                pause_s = 2.0**failed
-                log.warning("session ended: %s; a new one begins in %g s", error, pause_s)
-                stop.event.wait(pause_s)
+            with ExitStack() as stack:
+                pipeline = self._start_pipeline()
+                stack.callback(pipeline.close)
+                loop = self._open_session(stack, pipeline)
+                try:
+                    loop.run(stop.event.is_set)
+                except SessionError as error:
+                    failed = 0 if loop.outcomes else failed + 1
+                    if failed == _MAX_FAILED_SESSIONS:
+                        raise SessionsFailed(f"{failed} sessions failed in a row, the last: {error}") from error
+                    log.warning("the session ended: %s; a new one begins in %g s", error, 2.0**failed)
+                else:
+                    return
+            pipeline.wait_for_threads(self.settings.stall_timeout_s)
+            stop.event.wait(2.0**failed)
 
-    def _open_session(self, stack: ExitStack) -> Loop:
-        """Connect the clients and start the threads; the stack closes them, the producer before the consumer."""
+    def _open_session(self, stack: ExitStack, pipeline: Pipeline) -> Loop:
+        """Connect the clients; the stack closes them, the producer before the consumer."""
         settings = self.settings
         source = Source(consumer_properties(settings, _log_error), settings.input_topic, self._note_group)
         stack.callback(source.close)
         delivery = AtLeastOnce(producer_properties(settings, _log_error), self._outbox(), source.commit, self.window)
         stack.callback(delivery.close)
-        pipeline = self._start_pipeline()
-        stack.callback(pipeline.close, settings.drain_timeout_s)
-        stack.callback(self.health.watch, (), ())
         activity = Activity("main")
         self.health.watch([*pipeline.activities, activity], [*pipeline.threads, current_thread()])
+        stack.callback(self.health.watch, (), ())
         self.metrics.session_begun(lambda: pipeline.in_flight, lambda: pipeline.in_flight_bytes)
         times = Times(settings.checkpoint_interval_s, settings.drain_timeout_s, settings.drain_timeout_s)
         return Loop(source, pipeline, delivery, times, self.metrics, activity)
@@ -226,6 +224,14 @@ class _Worker:
     def _note_group(self, state: GroupState) -> None:
         self.health.note_group(joined=state.joined, silent_s=state.silent_s)
         self.metrics.lagged(state.lag)
+
+
+def _listen(settings: Settings, metrics: Metrics, health: Health) -> HealthServer:
+    try:
+        return HealthServer(settings.http_host, settings.http_port, metrics.registry, health)
+    except OSError as error:
+        place = f"WORKER_HTTP_HOST={settings.http_host} WORKER_HTTP_PORT={settings.http_port}"
+        raise SettingsError(f"{place}: can't listen there: {error.strerror}") from error
 
 
 def _window(limits: LimitsQuestion, settings: Settings) -> TimestampWindow:
