@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from schemas.dead_letter import Reason, Rejection
-from schemas.document import Document
+from schemas.document import MAX_TRAVERSAL_DEPTH, Document
 from schemas.ndarray import pack_ndarray, read_ndarray
 from schemas.wire import Reader
 
@@ -69,10 +69,10 @@ def read_embedding(value: bytes) -> EmbeddingRecord:
     reader = Reader(value)
     if reader.kind != "map":
         raise Rejection(Reason.NOT_A_MAP, f"the record is a {reader.kind}, not a map")
-    return _read(reader)
+    return _read(reader, depth=0)
 
 
-def _read(reader: Reader) -> EmbeddingRecord:
+def _read(reader: Reader, depth: int) -> EmbeddingRecord:
     embedding: Embedding | None = None
     chunks: tuple[EmbeddingRecord, ...] = ()
     plain: dict[bytes, object] = {}
@@ -81,9 +81,11 @@ def _read(reader: Reader) -> EmbeddingRecord:
             case b"embedding", "map":
                 embedding = read_ndarray(reader, max_bytes=None).astype(np.float32, copy=False)
             case b"chunks", "array":
-                chunks = tuple(_read(reader) for _ in range(reader.read_array_size()))
-            case _:
+                chunks = tuple(_read_chunk(reader, depth + 1) for _ in range(reader.read_array_size()))
+            case ((b"id" | b"tags" | b"model" | b"preprocessing" | b"normalized"), _):
                 plain[name] = _unpackb(reader.skip())
+            case _:
+                reader.skip()
     document_id = plain.get(b"id")
     return EmbeddingRecord(
         id=None if document_id is None else str(document_id),
@@ -92,6 +94,14 @@ def _read(reader: Reader) -> EmbeddingRecord:
         tags=plain.get(b"tags"),
         origin=_read_origin(plain),
     )
+
+
+def _read_chunk(reader: Reader, depth: int) -> EmbeddingRecord:
+    if reader.kind != "map":
+        raise Rejection(Reason.BAD_CHUNKS, f"a chunk is a {reader.kind}, not a map")
+    if depth > MAX_TRAVERSAL_DEPTH:
+        raise Rejection(Reason.TOO_DEEP, f"chunks nested deeper than {MAX_TRAVERSAL_DEPTH}")
+    return _read(reader, depth)
 
 
 def _read_origin(plain: Mapping[bytes, object]) -> Origin | None:

@@ -126,6 +126,12 @@ def producer_properties(settings: Settings, on_error: Callable[[KafkaError], Non
     }
 
 
+def transactional_properties(settings: Settings, on_error: Callable[[KafkaError], None]) -> Properties:
+    """Return the properties of a producer whose records and offsets go out in transactions."""
+    own = producer_properties(settings, on_error)
+    return _TRANSACTION_DEFAULTS | own | {"transactional.id": settings.transactional_id or client_id()}
+
+
 def check_properties(settings: Settings) -> None:
     """Make every client once, so that a property which librdkafka refuses stops the start.
 
@@ -133,6 +139,8 @@ def check_properties(settings: Settings) -> None:
     """
     try:
         Producer(producer_properties(settings, _ignore) | QUIET)
+        if settings.delivery == "exactly-once":
+            Producer(transactional_properties(settings, _ignore) | QUIET)
         Consumer(consumer_properties(settings, _ignore) | QUIET).close()
     except KafkaException as exception:
         raise SettingsError(f"kafka property refused: {exception.args[0].str()}") from exception
@@ -163,7 +171,10 @@ _PRODUCER_DEFAULTS: Properties = {
     "linger.ms": 5,
     "compression.type": "none",  # neither embeddings nor images compress
     "queue.buffering.max.kbytes": 262_144,
-    "delivery.timeout.ms": 120_000,
     "partitioner": "murmur2_random",  # the Java clients'
     "message.max.bytes": _LARGEST_MESSAGE_BYTES,
+}
+_TRANSACTION_DEFAULTS: Properties = {
+    "transaction.timeout.ms": 60_000,
+    "delivery.timeout.ms": 30_000,  # librdkafka wants it to be under the transaction's
 }

@@ -1,6 +1,7 @@
 """What ends a session and what ends the process.
 
     WorkerError
+    ├── Rewind                the transaction was aborted; the session goes on from what is committed
     ├── StartError            nothing was taken in; the process ends
     │   ├── SettingsError     exit 2   a setting is wrong
     │   ├── WeightsError      exit 3   the model can't be had
@@ -25,6 +26,10 @@ class WorkerError(Exception):
     """The root of all errors that the worker raises."""
 
     exit_code = 1
+
+
+class Rewind(WorkerError):
+    """The transaction was aborted; what came since the last checkpoint has to be done again."""
 
 
 class StartError(WorkerError):

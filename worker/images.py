@@ -8,6 +8,7 @@ palettes and CMYK converted first, 16 bits scaled to 8, the first frame of an an
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import ceil, floor
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 _JPEG = b"\xff\xd8\xff"
 _MARKER, _START_OF_SCAN, _APP1 = 0xFF, 0xDA, 0xE1
+_FILTER_REACH = 4  # pixels; Lanczos, the widest of Pillow's filters, reaches 3
 
 
 class Fast:
@@ -53,11 +55,10 @@ class Fast:
         if rgb is not None and not _may_be_turned(data):
             return rgb
         image = _open(data, self._max_pixels)
-        orientation = _orientation(image)
         if rgb is None:
             with _decoding():
                 rgb = np.asarray(_as_seen(image))
-        return _upright(rgb, orientation)
+        return _upright(rgb, _orientation(image))  # asked for last: Pillow turns a TIFF itself as it decodes it
 
     def _decode_plain_jpeg(self, data: bytes) -> Pixels | None:
         """Decode a YCbCr or grey JPEG without any defect; of all others Pillow decides."""
@@ -236,5 +237,14 @@ def _resize_centre(image: Image.Image, model_input: ModelInput) -> Image.Image:
     long = _resized_long_side(width, height, size)
     stretch = max(width, height) / long
     begin, end = _centre(long, size) * stretch, (_centre(long, size) + size) * stretch
-    box = (begin, 0, end, height) if width > height else (0, begin, width, end)
-    return image.resize((size, size), Image.Resampling[model_input.interpolation.upper()], box=box)
+    # Cut out first: Pillow 13 chooses the order of its two passes by the whole image, not by the box.
+    reach = _FILTER_REACH * max(1.0, stretch)
+    first, last = max(0, floor(begin - reach)), min(max(width, height), ceil(end + reach))
+    begin, end = begin - first, end - first
+    cut, box = (
+        ((first, 0, last, height), (begin, 0.0, end, float(height)))
+        if width > height
+        else ((0, first, width, last), (0.0, begin, float(width), end))
+    )
+    near = image.crop(cut)
+    return near.resize((size, size), Image.Resampling[model_input.interpolation.upper()], box=box)

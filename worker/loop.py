@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from worker.activity import Activity, Clock
-from worker.errors import DrainTimeout
+from worker.errors import DrainTimeout, Rewind
 from worker.records import Outcome, Record
 
 log = logging.getLogger(__name__)
@@ -31,6 +31,9 @@ class Consumes(Protocol):
 
     def poll(self, timeout_s: float) -> Record | None:
         """Return the next record, or None."""
+
+    def rewind(self, positions: Mapping[int, int]) -> None:
+        """Let the next records of these partitions be those at these offsets."""
 
     def pause(self) -> None:
         """Poll no records from what is assigned."""
@@ -85,14 +88,14 @@ class Delivers(Protocol):
 class Observer(Protocol):
     """Who is told what the loop does; see `worker.metrics.Metrics`."""
 
-    def handed_on(self, outcome: Outcome) -> None:
-        """Note an outcome."""
-
     def checkpointed(self, seconds: float) -> None:
         """Note a checkpoint that was committed."""
 
     def rebalanced(self, kind: str, partitions: int) -> None:
         """Note partitions assigned or revoked; `partitions` is how many are owned now."""
+
+    def rewound(self) -> None:
+        """Note a transaction that was aborted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +130,7 @@ class Loop:
         self._clock = clock
         self._owned: set[int] = set()
         self._positions: dict[int, int] = {}
+        self._committed: dict[int, int] = {}  # where each partition goes on after an aborted transaction
         self._next_checkpoint_s = 0.0
         self._full_since_s: float | None = None
         self._paused = False
@@ -145,10 +149,10 @@ class Loop:
         self._source.subscribe(self)
         while not stopping():
             self._activity.begin("the loop")
-            self._take_in()
-            self._hand_on()
-            if self._checkpoint_due():
-                self._checkpoint()
+            try:
+                self._work()
+            except Rewind as rewind:
+                self._rewind(rewind)
         log.info("stopping: %d records in flight; a second signal ends at once", self._pipeline.in_flight)
         self._settle_everything()
 
@@ -161,15 +165,35 @@ class Loop:
 
     def revoked(self, partitions: Sequence[int]) -> None:
         """Settle partitions before they are given up; what isn't finished in time goes to their next owner."""
-        settled = self._settle(partitions, self._clock() + self._times.revoke_timeout_s)
+        settled = False
+        try:
+            settled = self._settle(partitions, self._clock() + self._times.revoke_timeout_s)
+        finally:
+            self._give_up(partitions)
+            said = "" if settled else " before all of it was done"
+            log.info("revoked %s%s, own %d partitions", sorted(partitions), said, len(self._owned))
+
+    def _give_up(self, partitions: Sequence[int]) -> None:
         self._pipeline.drop(partitions)
         for partition in partitions:
             self._positions.pop(partition, None)
+            self._committed.pop(partition, None)
         self._owned.difference_update(partitions)
         self._observer.rebalanced("revoked", len(self._owned))
-        log.info(
-            "revoked %s%s, own %d", sorted(partitions), "" if settled else " before all was done", len(self._owned)
-        )
+
+    def _work(self) -> None:
+        self._take_in()
+        self._hand_on()
+        if self._checkpoint_due():
+            self._checkpoint()
+
+    def _rewind(self, rewind: Rewind) -> None:
+        """Forget what is in flight, and go on from what is committed: the transaction took all since then with it."""
+        log.warning("%s; going on from the last checkpoint", rewind)
+        self._pipeline.drop(list(self._owned))
+        self._positions.clear()
+        self._source.rewind(self._committed)
+        self._observer.rewound()
 
     def _take_in(self) -> None:
         if not self._pipeline.has_room:
@@ -184,9 +208,13 @@ class Loop:
             if record is None:
                 self._pipeline.wait(_OUTCOME_WAIT_S if self._pipeline.in_flight else 0)
                 return
-            self._pipeline.submit(record)
+            self._submit(record)
             if not self._pipeline.has_room:
                 return
+
+    def _submit(self, record: Record) -> None:
+        self._committed.setdefault(record.partition, record.offset)
+        self._pipeline.submit(record)
 
     def _stand_by(self) -> None:
         """Wait for room. When that takes long, keep polling for rebalances, with fetching paused."""
@@ -200,14 +228,13 @@ class Loop:
             self._paused = True
         record = self._source.poll(0)
         if record is not None:  # of a partition that was assigned just now
-            self._pipeline.submit(record)
+            self._submit(record)
 
     def _hand_on(self) -> None:
         while (outcome := self._pipeline.finished()) is not None and self._delivery.send(outcome):
             self._pipeline.hand_out()
             self._positions[outcome.record.partition] = outcome.record.offset + 1
             self.outcomes += 1
-            self._observer.handed_on(outcome)
 
     def _checkpoint_due(self) -> bool:
         return bool(self._positions) and self._clock() >= self._next_checkpoint_s
@@ -217,6 +244,7 @@ class Loop:
         begun_s = self._clock()
         committed = self._delivery.commit(self._positions)
         if committed:
+            self._committed.update(self._positions)
             self._positions.clear()
             self._observer.checkpointed(self._clock() - begun_s)
         self._next_checkpoint_s = self._clock() + (self._times.checkpoint_interval_s if committed else _COMMIT_AGAIN_S)
@@ -239,7 +267,12 @@ class Loop:
         return True
 
     def _settle_everything(self) -> None:
-        if self._settle(sorted(self._owned), self._clock() + self._times.drain_timeout_s):
+        try:
+            settled = self._settle(sorted(self._owned), self._clock() + self._times.drain_timeout_s)
+        except Rewind as rewind:  # nothing of it was written, and nothing of it is committed
+            log.warning("%s: left to the next worker", rewind)
+            return
+        if settled:
             return
         self._hand_on()
         unfinished = self._pipeline.in_flight

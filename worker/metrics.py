@@ -19,7 +19,7 @@ class Metrics:
         self.registry = registry
         self._records = Counter(
             "clip_worker_records",
-            "Records handed on, by outcome: embedded, rejected (a dead letter), deleted, skipped (no image).",
+            "Records done, by outcome: embedded, rejected (a dead letter), deleted, skipped (no image).",
             ["outcome"],
             registry=registry,
         )
@@ -31,7 +31,7 @@ class Metrics:
             ["reason"],
             registry=registry,
         )
-        self._images = Counter("clip_worker_images", "Images embedded and handed on.", registry=registry)
+        self._images = Counter("clip_worker_images", "Images embedded and written.", registry=registry)
         self._prepare = Histogram(
             "clip_worker_prepare_seconds",
             "Time to unpack, decode and resize one record, in a prepare thread.",
@@ -55,6 +55,11 @@ class Metrics:
         )
         self._rebalances = Counter(
             "clip_worker_rebalances", "Rebalances that gave or took partitions.", ["kind"], registry=registry
+        )
+        self._rewinds = Counter(
+            "clip_worker_rewinds",
+            "Transactions aborted; the records since the last checkpoint were done again.",
+            registry=registry,
         )
         self._sessions = Counter(
             "clip_worker_sessions", "Sessions begun; more than one means that the worker recovered.", registry=registry
@@ -89,8 +94,8 @@ class Metrics:
         self._batch.observe(images)
         self._encode.observe(seconds)
 
-    def handed_on(self, outcome: Outcome) -> None:
-        """Note an outcome."""
+    def written(self, outcome: Outcome) -> None:
+        """Note an outcome that is acknowledged."""
         self._records.labels(_OUTCOMES[type(outcome)]).inc()
         match outcome:
             case Embedded(embeddings=embeddings):
@@ -106,6 +111,10 @@ class Metrics:
         """Note partitions assigned or revoked; `partitions` is how many are owned now."""
         self._rebalances.labels(kind).inc()
         self._owned.set(partitions)
+
+    def rewound(self) -> None:
+        """Note a transaction that was aborted."""
+        self._rewinds.inc()
 
     def lagged(self, lag: Mapping[int, int]) -> None:
         """Note the lag of each owned partition, in records; forget the others."""

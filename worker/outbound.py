@@ -3,10 +3,18 @@
 import hashlib
 from dataclasses import dataclass, replace
 
-from schemas.dead_letter import HEADER_PREFIX, DeadLetter, without_dlq
+from schemas.dead_letter import HEADER_PREFIX, DeadLetter, Reason, without_dlq
 from schemas.document import Document
 from schemas.embedding import Origin, pack_embedding
 from worker.records import Deleted, Embedded, Outbound, Outcome, Record, Rejected, Skipped
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """An outcome with the record that is to say it."""
+
+    outcome: Outcome
+    outbound: Outbound
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,21 +35,25 @@ class Outbox:
                 return self._output(record, value, _key(record, document))
             case Deleted(record):
                 return self._output(record, None, record.key)
-            case Rejected(record):
-                return self._dead_letter(outcome, record)
+            case Rejected():
+                return self._dead_letter(outcome)
             case Skipped():
                 return None
 
-    def without_value(self, dead_letter: Outbound) -> Outbound:
-        """Return the dead letter without its value, for a topic that takes no record so large."""
-        value = dead_letter.value or b""
-        facts = {
-            "value-omitted": "true",
-            "value-bytes": str(len(value)),
-            "value-sha256": hashlib.sha256(value).hexdigest(),
-        }
-        told = tuple((HEADER_PREFIX + name, text.encode()) for name, text in facts.items())
-        return replace(dead_letter, value=None, headers=dead_letter.headers + told)
+    def instead(self, refused: Attempt, reason: Reason, said: str) -> Attempt | None:
+        """Return what is written instead of what the broker refused for `reason`, None where nothing is left.
+
+        That is a dead letter, or the dead letter without its value where that is what is too large.
+        """
+        outcome, outbound = refused.outcome, refused.outbound
+        if isinstance(outcome, Embedded | Deleted):
+            size = len(outbound.value or b"")
+            detail = f"{outbound.topic} refused {size} bytes stamped {outbound.timestamp_ms} ms: {said}"
+            rejected = Rejected(outcome.record, reason, detail)
+            return Attempt(rejected, self._dead_letter(rejected))
+        if reason is Reason.OUTPUT_TOO_LARGE and outbound.value:
+            return Attempt(outcome, _without_value(outbound))
+        return None
 
     def _output(self, record: Record, value: bytes | None, key: bytes | None) -> Outbound:
         source = (
@@ -51,7 +63,8 @@ class Outbox:
         )
         return Outbound(self.output_topic, key, value, record.timestamp_ms, without_dlq(record.headers) + source)
 
-    def _dead_letter(self, rejected: Rejected, record: Record) -> Outbound:
+    def _dead_letter(self, rejected: Rejected) -> Outbound:
+        record = rejected.record
         letter = DeadLetter(
             reason=rejected.reason,
             detail=rejected.detail,
@@ -63,6 +76,17 @@ class Outbox:
             worker=self.worker,
         )
         return Outbound(self.dead_letter_topic, record.key, record.value, None, letter.headers(record.headers))
+
+
+def _without_value(dead_letter: Outbound) -> Outbound:
+    value = dead_letter.value or b""
+    facts = {
+        "value-omitted": "true",
+        "value-bytes": str(len(value)),
+        "value-sha256": hashlib.sha256(value).hexdigest(),
+    }
+    told = tuple((HEADER_PREFIX + name, text.encode()) for name, text in facts.items())
+    return replace(dead_letter, value=None, headers=dead_letter.headers + told)
 
 
 def _key(record: Record, document: Document) -> bytes | None:

@@ -10,7 +10,6 @@ from pydantic import (
     BeforeValidator,
     ByteSize,
     Field,
-    PositiveFloat,
     PositiveInt,
     ValidationError,
     model_validator,
@@ -55,6 +54,7 @@ def _traversal(text: str) -> str:
 
 
 Name = Annotated[str, Field(min_length=1)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Topic = Annotated[str, Field(min_length=1, max_length=249, pattern=r"^[a-zA-Z0-9._-]+$")]
 
 
@@ -72,7 +72,7 @@ class Settings(BaseSettings):
     dead_letter_topic: Topic = Field("dead-letters", description="topic of rejected records")
 
     delivery: Literal["at-least-once", "exactly-once"] = Field("at-least-once", description="delivery guarantee")
-    checkpoint_interval_s: PositiveFloat = Field(1.0, description="seconds between checkpoints")
+    checkpoint_interval_s: Seconds = Field(1.0, description="seconds between checkpoints")
     transactional_id: Name | None = Field(
         None, description="transactional id under exactly-once; unique to the process unless set"
     )
@@ -86,7 +86,7 @@ class Settings(BaseSettings):
         "auto", description="auto is fp16 on CUDA and fp32 on CPU"
     )
     max_batch: PositiveInt | None = Field(None, description="images a batch; 8 on CPU, 256 on CUDA unless set")
-    max_wait_ms: Annotated[float, Field(ge=0)] = Field(
+    max_wait_ms: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
         0.0, description="milliseconds to wait for more images while the device is free"
     )
 
@@ -113,8 +113,8 @@ class Settings(BaseSettings):
         ByteSize(256 * 2**20), description="bytes of records taken in and not finished"
     )
 
-    drain_timeout_s: PositiveFloat = Field(30.0, description="seconds that a stop may take to finish what is in flight")
-    stall_timeout_s: PositiveFloat = Field(60.0, description="seconds without progress before the process is ended")
+    drain_timeout_s: Seconds = Field(30.0, description="seconds that a stop may take to finish what is in flight")
+    stall_timeout_s: Seconds = Field(60.0, description="seconds without progress before the process is ended")
 
     http_host: str = Field("", description="address of /metrics, /livez, /readyz; all unless set")
     http_port: Annotated[int, BeforeValidator(_without_service_link), Field(ge=0, le=65535)] = Field(
@@ -132,17 +132,20 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
-        topics = (self.input_topic, self.output_topic, self.dead_letter_topic)
-        if len(set(topics)) < len(topics):
-            raise ValueError(f"the three topics must differ: {', '.join(topics)}")
+        topics = {name: getattr(self, name) for name in ("input_topic", "output_topic", "dead_letter_topic")}
+        if len(set(topics.values())) < len(topics):
+            named = ", ".join(f"{PREFIX}{name.upper()}={topic}" for name, topic in topics.items())
+            raise ValueError(f"the three topics must differ: {named}")
         if self.in_flight_images is not None and self.in_flight_images < self.max_images_per_record:
             raise ValueError(
-                f"in_flight_images={self.in_flight_images} is less than "
-                f"max_images_per_record={self.max_images_per_record}: a full record would never fit"
+                f"{PREFIX}IN_FLIGHT_IMAGES={self.in_flight_images} is less than "
+                f"{PREFIX}MAX_IMAGES_PER_RECORD={self.max_images_per_record}: a full record would never fit"
             )
-        for name in self.kafka_properties:
+        for name, value in self.kafka_properties.items():
             if RESERVED_PROPERTIES.fullmatch(name):
-                raise ValueError(f"kafka property {name} can't be set: a guarantee or another setting rests on it")
+                raise ValueError(
+                    f"kafka property {name}={value} can't be set: a guarantee or another setting rests on it"
+                )
         return self
 
     @property

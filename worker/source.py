@@ -105,13 +105,31 @@ class Source:
 
         Raises: `ClientFailed`.
         """
-        offsets = [TopicPartition(self._topic, partition, offset) for partition, offset in positions.items()]
         try:
-            answers = self._consumer.commit(offsets=offsets, asynchronous=False)
+            answers = self._consumer.commit(offsets=self.offsets(positions), asynchronous=False)
         except KafkaException as exception:
             return self._may_try_again(exception.args[0])
         refused = [answer.error for answer in answers if answer.error is not None]
         return all(self._may_try_again(error) for error in refused)
+
+    def rewind(self, positions: Mapping[int, int]) -> None:
+        """Let the next records of these partitions be those at these offsets.
+
+        Raises: `ClientFailed`.
+        """
+        try:
+            for partition, offset in positions.items():
+                self._consumer.seek(TopicPartition(self._topic, partition, offset))
+        except KafkaException as exception:
+            raise ClientFailed(f"going back on {self._topic}: {exception.args[0]}") from exception
+
+    def group_metadata(self) -> object:
+        """Return what a transaction needs to commit this member's offsets."""
+        return self._consumer.consumer_group_metadata()
+
+    def offsets(self, positions: Mapping[int, int]) -> list[TopicPartition]:
+        """Return the next offset of each partition as the clients want them."""
+        return [TopicPartition(self._topic, partition, offset) for partition, offset in positions.items()]
 
     def pause(self) -> None:
         """Stop fetching from what is assigned now, so that polling returns no records."""

@@ -10,17 +10,25 @@ MODULES = sorted([*ROOT.glob("schemas/**/*.py"), *ROOT.glob("worker/**/*.py")])
 
 # A package from outside, and the modules that may know it; the commands wire everything, so they may know all.
 ONLY_IN = {
-    "confluent_kafka": {"worker.clients", "worker.delivery", "worker.source", "worker.topics"},
+    "confluent_kafka": {
+        "worker.clients",
+        "worker.delivery",
+        "worker.dispatch",
+        "worker.source",
+        "worker.topics",
+        "worker.transaction",
+    },
     "open_clip": {"worker.weights"},
     "PIL": {"worker.images"},
     "prometheus_client": {"worker.health", "worker.metrics"},
     "simplejpeg": {"worker.images"},
     "torch": {"worker.encoder", "worker.images", "worker.weights"},
 }
-# The stages of the flow, and the only other stage that each may know.
+# The stages of the flow, and the only other ones that each may know.
 STAGES = {
     "worker.batcher": set(),
-    "worker.delivery": {"worker.outbound"},
+    "worker.delivery": {"worker.dispatch", "worker.outbound"},
+    "worker.dispatch": {"worker.outbound"},
     "worker.encoder": set(),
     "worker.images": set(),
     "worker.loop": set(),
@@ -28,6 +36,7 @@ STAGES = {
     "worker.pipeline": {"worker.batcher"},
     "worker.prepare": set(),
     "worker.source": set(),
+    "worker.transaction": {"worker.dispatch", "worker.outbound"},
 }
 
 

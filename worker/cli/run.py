@@ -20,7 +20,14 @@ from schemas.embedding import Origin
 from worker.activity import Activity
 from worker.batcher import Batcher
 from worker.cli.options import settings_options
-from worker.clients import check_properties, client_id, common_properties, consumer_properties, producer_properties
+from worker.clients import (
+    check_properties,
+    client_id,
+    common_properties,
+    consumer_properties,
+    producer_properties,
+    transactional_properties,
+)
 from worker.delivery import AtLeastOnce
 from worker.encoder import Encoder
 from worker.errors import SessionError, SessionsFailed, SettingsError
@@ -36,6 +43,7 @@ from worker.records import ModelInput, TimestampWindow
 from worker.settings import Settings, read_settings
 from worker.source import GroupState, Source
 from worker.topics import LimitsQuestion, find_topics
+from worker.transaction import ExactlyOnce
 from worker.weights import load_model
 
 log = logging.getLogger(__name__)
@@ -193,7 +201,7 @@ class _Worker:
         settings = self.settings
         source = Source(consumer_properties(settings, _log_error), settings.input_topic, self._note_group)
         stack.callback(source.close)
-        delivery = AtLeastOnce(producer_properties(settings, _log_error), self._outbox(), source.commit, self.window)
+        delivery = self._open_delivery(source)
         stack.callback(delivery.close)
         activity = Activity("main")
         self.health.watch([*pipeline.activities, activity], [*pipeline.threads, current_thread()])
@@ -201,6 +209,14 @@ class _Worker:
         self.metrics.session_begun(lambda: pipeline.in_flight, lambda: pipeline.in_flight_bytes)
         times = Times(settings.checkpoint_interval_s, settings.drain_timeout_s, settings.drain_timeout_s)
         return Loop(source, pipeline, delivery, times, self.metrics, activity)
+
+    def _open_delivery(self, source: Source) -> AtLeastOnce | ExactlyOnce:
+        written = self.metrics.written
+        if self.settings.delivery == "exactly-once":
+            properties = transactional_properties(self.settings, _log_error)
+            return ExactlyOnce(properties, self.window, self._outbox(), source, written)
+        properties = producer_properties(self.settings, _log_error)
+        return AtLeastOnce(properties, self.window, self._outbox(), source.commit, written)
 
     def _outbox(self) -> Outbox:
         settings = self.settings

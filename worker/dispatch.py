@@ -1,0 +1,108 @@
+"""The producer: hands records to Kafka, one alone where the broker may refuse it, and looks at every report.
+
+Belongs to the main thread.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from functools import partial
+
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+from schemas.dead_letter import Reason
+from worker.clients import Properties
+from worker.outbound import Attempt
+from worker.records import TimestampWindow
+
+log = logging.getLogger(__name__)
+
+_FLUSH_S = 0.5  # a broker that is away must not keep the main thread from polling
+_CLOSE_S = 10.0
+_CLOCKS_DIFFER_MS = 60_000
+
+# The broker refuses a record's output: the record's fault, or that of another one in its batch.
+_REFUSALS = {
+    KafkaError.MSG_SIZE_TOO_LARGE: Reason.OUTPUT_TOO_LARGE,
+    KafkaError.INVALID_TIMESTAMP: Reason.BAD_TIMESTAMP,
+}
+
+Report = Callable[[Attempt, KafkaError | None], None]
+"""Told of every record that is acknowledged, with None, or failed. Nothing may be raised in it."""
+
+
+def refusal(error: KafkaError) -> Reason | None:
+    """Return the reason for which the broker refused a record that travelled alone; None where it is no refusal."""
+    return _REFUSALS.get(error.code())
+
+
+def is_refusal_of_batch(error: KafkaError) -> bool:
+    """Return whether the broker refused a whole batch for one record in it (KIP-467): seen to be told of all alike."""
+    return error.code() in _REFUSALS or error.code() == KafkaError._INVALID_DIFFERENT_RECORD
+
+
+class Dispatch:
+    """A producer that counts what is unacknowledged.
+
+    A record whose timestamp the broker may refuse travels alone: the broker refuses the whole batch with it, and what
+    is sent again lands behind what came later.
+    """
+
+    def __init__(self, properties: Properties, window: TimestampWindow, report: Report) -> None:
+        """Connect; `window` is what the output topic admits."""
+        self.producer = Producer(properties, logger=log)
+        self.unacknowledged = 0
+        self.alone = False  # what is unacknowledged is one record
+        self._window = window
+        self._report = report
+
+    def send(self, attempt: Attempt, *, alone: bool = False) -> bool:
+        """Hand a record to the producer's queue; False where it has to wait.
+
+        Raises: `KafkaException`.
+        """
+        alone = alone or self._is_risky(attempt)
+        if self.unacknowledged and (alone or self.alone):
+            return False
+        outbound = attempt.outbound
+        try:
+            self.producer.produce(
+                outbound.topic,
+                key=outbound.key,
+                value=outbound.value,
+                headers=list(outbound.headers),
+                timestamp=outbound.timestamp_ms or 0,  # 0 is the client's word for now
+                on_delivery=partial(self._acknowledge, attempt),
+            )
+        except BufferError:
+            return False
+        self.unacknowledged += 1
+        self.alone = alone
+        return True
+
+    def poll(self) -> None:
+        """Look at the reports that are there."""
+        self.producer.poll(0)
+
+    def flush(self) -> None:
+        """Wait for reports, for half a second at most."""
+        self.producer.flush(_FLUSH_S)
+
+    def purge(self) -> None:
+        """Give up what is not acknowledged, and wait until the client says so."""
+        self.producer.purge()
+        self.producer.flush(_CLOSE_S)
+
+    def _is_risky(self, attempt: Attempt) -> bool:
+        stamp = attempt.outbound.timestamp_ms
+        return stamp is not None and not self._window.admits(stamp, time.time_ns() // 1_000_000, _CLOCKS_DIFFER_MS)
+
+    def _acknowledge(self, attempt: Attempt, error: KafkaError | None, _: Message) -> None:
+        self.unacknowledged -= 1
+        self._report(attempt, error)
+
+
+def said(exception: KafkaException) -> KafkaError:
+    """Return the error that an exception carries."""
+    error: KafkaError = exception.args[0]
+    return error

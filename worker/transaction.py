@@ -1,0 +1,190 @@
+"""Outcomes and offsets in one Kafka transaction. Belongs to the main thread.
+
+Guarantee of `ExactlyOnce`: a `read_committed` reader sees every outcome once. A transaction begins
+with the first outcome after a checkpoint, so an empty one can't exist. What is done about an error
+follows from its flags alone: retriable, call again; requires abort, abort and `Rewind`; else the
+client has failed. A commit whose end is unknown is called again, never aborted.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import NoReturn, Protocol
+
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
+
+from worker.clients import Properties
+from worker.dispatch import Dispatch, is_refusal_of_batch, refusal, said
+from worker.errors import ClientFailed, Rewind
+from worker.outbound import Attempt, Outbox
+from worker.records import Outcome, TimestampWindow
+
+log = logging.getLogger(__name__)
+
+_CALL_S = 10.0
+_START_S = 60.0
+
+Place = tuple[int, int]
+"""An input record's partition and offset."""
+
+
+class Offsets(Protocol):
+    """Whose offsets a transaction commits; see `worker.source.Source`."""
+
+    def group_metadata(self) -> object:
+        """Return the member's identity in its group."""
+
+    def offsets(self, positions: Mapping[int, int]) -> list[TopicPartition]:
+        """Return the next offset of each partition as the clients want them."""
+
+
+class ExactlyOnce:
+    """A transactional producer that commits the consumer's offsets with the outcomes."""
+
+    def __init__(
+        self,
+        properties: Properties,
+        window: TimestampWindow,
+        outbox: Outbox,
+        source: Offsets,
+        on_written: Callable[[Outcome], None],
+    ) -> None:
+        """Connect the producer, and fence an older one of the same transactional id.
+
+        `window` is what the output topic admits, `on_written` is told every outcome of a transaction that is
+        committed. Raises: `ClientFailed`.
+        """
+        self._dispatch = Dispatch(properties, window, self._note)
+        self._producer = self._dispatch.producer
+        self._outbox = outbox
+        self._source = source
+        self._on_written = on_written
+        self._begun = False
+        self._committing = False
+        self._sent: list[Outcome] = []
+        # What the broker refused is known in the second try, or it would be refused for ever.
+        self._suspects: set[Place] = set()  # refused with their whole batch: they travel alone
+        self._instead: dict[Place, Attempt] = {}  # refused alone
+        self._broken: str | None = None  # why the transaction must be aborted
+        self._failure: ClientFailed | None = None
+        self._call(self._producer.init_transactions, _START_S)
+
+    def send(self, outcome: Outcome) -> bool:
+        """Hand an outcome to the transaction; False where it has to wait: then send it again later.
+
+        Raises: `Rewind`, `ClientFailed`.
+        """
+        self._poll()
+        if self._committing:
+            return False
+        attempt = self._attempt(outcome)
+        if attempt is None:
+            self._sent.append(outcome)
+            return True
+        self._begin()
+        try:
+            sent = self._dispatch.send(attempt, alone=_place(outcome) in self._suspects)
+        except KafkaException as exception:  # the client knows already that the transaction is broken
+            self._abort(str(said(exception)))
+        if sent:
+            self._sent.append(attempt.outcome)
+        return sent
+
+    def commit(self, positions: Mapping[int, int]) -> bool:
+        """Wait a moment for the acknowledgements, then commit; False where it has to be tried again.
+
+        Raises: `Rewind`, `ClientFailed`.
+        """
+        self._dispatch.flush()
+        self._poll()
+        if self._dispatch.unacknowledged:
+            return False
+        if not self._committing:
+            self._begin()
+            offsets, member = self._source.offsets(positions), self._source.group_metadata()
+            if not self._call(self._producer.send_offsets_to_transaction, offsets, member, _CALL_S):
+                return False
+            self._committing = True
+        if not self._call(self._producer.commit_transaction, _CALL_S):
+            return False
+        self._begun = self._committing = False
+        for outcome in self._sent:
+            self._on_written(outcome)
+            self._suspects.discard(_place(outcome))
+            self._instead.pop(_place(outcome), None)
+        self._sent.clear()
+        return True
+
+    def close(self) -> None:
+        """Give up the open transaction: the broker aborts it when its time is up, or for a successor at once."""
+        self._dispatch.purge()
+
+    def _begin(self) -> None:
+        if not self._begun:
+            self._call(self._producer.begin_transaction)
+            self._begun = True
+
+    def _attempt(self, outcome: Outcome) -> Attempt | None:
+        """Return what is to be written, None where it is nothing."""
+        if _place(outcome) in self._instead:
+            return self._instead[_place(outcome)]
+        outbound = self._outbox.outbound(outcome)
+        return None if outbound is None else Attempt(outcome, outbound)
+
+    def _poll(self) -> None:
+        self._dispatch.poll()
+        if self._failure is not None:
+            raise self._failure
+        if self._broken is not None:
+            self._abort(self._broken)
+
+    def _note(self, attempt: Attempt, error: KafkaError | None) -> None:
+        """Look at a delivery report."""
+        if error is None or error.code() in _CONSEQUENCES:
+            return
+        place = _place(attempt.outcome)
+        reason = refusal(error) if self._dispatch.alone else None
+        instead = None if reason is None else self._outbox.instead(attempt, reason, error.str())
+        if instead is not None:
+            self._instead[place] = instead
+        elif is_refusal_of_batch(error) and not self._dispatch.alone:
+            self._suspects.add(place)
+        elif not error.txn_requires_abort():
+            self._failure = ClientFailed(f"record for {attempt.outbound.topic} was not written: {error}")
+        self._broken = self._broken or f"output of {attempt.outcome.record}: {error.str()}"
+
+    def _call(self, call: Callable[..., object], *arguments: object) -> bool:
+        """Make a transactional call; False where the same call has to be made again.
+
+        Raises: `Rewind` after aborting, `ClientFailed`.
+        """
+        try:
+            call(*arguments)
+        except KafkaException as exception:
+            error = said(exception)
+            if error.txn_requires_abort():
+                self._abort(error.str())
+            if not error.retriable():
+                raise ClientFailed(f"transaction: {error}") from exception
+            log.warning("transaction: %s; trying again", error)
+            return False
+        return True
+
+    def _abort(self, why: str) -> NoReturn:
+        """Abort the transaction, with the reports of all that it held. Raises: `Rewind`, `ClientFailed`."""
+        self._dispatch.purge()
+        try:
+            self._producer.abort_transaction(_CALL_S)
+        except KafkaException as exception:
+            raise ClientFailed(f"aborting a transaction: {said(exception)}") from exception
+        self._begun = self._committing = False
+        self._sent.clear()
+        self._broken = None
+        raise Rewind(f"a transaction was aborted: {why}")
+
+
+def _place(outcome: Outcome) -> Place:
+    return outcome.record.partition, outcome.record.offset
+
+
+# What every record of a transaction that is given up reports.
+_CONSEQUENCES = frozenset({KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT})
