@@ -218,6 +218,10 @@ def wait_until_it_owns(worker: Worker, partitions: int) -> None:
     )
 
 
+# By default a member learns of another that joins or leaves after up to 3 s.
+QUICK_TO_NOTICE = ("--kafka", "heartbeat.interval.ms=300")
+
+
 # A worker that waits for a broker, while the other tests run.
 
 
@@ -596,6 +600,17 @@ def test_the_metrics_count_outcomes_reasons_and_images(mixed: Mixed) -> None:
     assert found["clip_worker_in_flight_bytes",] == 0
 
 
+def test_refused_batches_keep_their_order(kafka: Kafka) -> None:
+    # Eight embeddings leave at a time, every few milliseconds: some batches exceed the limit, and others follow them.
+    topics = make_topics(kafka, output_config={"max.message.bytes": str(OUTPUT_LIMIT)})
+    produce(kafka.bootstrap_servers, topics.input, good_records(1_000))
+
+    with running_worker(kafka, topics, env={DELAY: "0.003"}) as worker:
+        wait_until_committed(kafka, topics, worker)
+
+    assert by_partition(sources(kafka, topics)) == every_offset_once(kafka, topics)
+
+
 # Settings and the model.
 
 
@@ -743,8 +758,8 @@ def test_of_two_workers_one_stops_in_the_middle_and_no_record_is_missing_or_repe
 ) -> None:
     slow = {DELAY: "0.02"}
     with (
-        started_worker(kafka, topics, env=slow) as leaving,
-        started_worker(kafka, topics, env=slow) as staying,
+        started_worker(kafka, topics, *QUICK_TO_NOTICE, env=slow) as leaving,
+        started_worker(kafka, topics, *QUICK_TO_NOTICE, env=slow) as staying,
     ):
         for worker in (leaving, staying):
             wait_until_it_owns(worker, PARTITIONS // 2)
@@ -774,9 +789,9 @@ def test_a_worker_that_joins_and_leaves_again_costs_no_record_and_repeats_none(k
         wait_until(more, WORK_TIMEOUT_S, what)
 
     slow = {DELAY: "0.02"}
-    with running_worker(kafka, topics, env=slow) as staying:
+    with running_worker(kafka, topics, *QUICK_TO_NOTICE, env=slow) as staying:
         produce_until(lambda: outcomes(kafka, topics) > 100, "the first worker is at work")
-        with started_worker(kafka, topics, env=slow) as guest:
+        with started_worker(kafka, topics, *QUICK_TO_NOTICE, env=slow) as guest:
             guest.wait_until_it_says("http on port")
             produce_until(lambda: guest.metric("clip_worker_records_total", outcome="embedded") > 100, "both work")
             assert guest.stop() == 0
@@ -791,8 +806,8 @@ def test_a_worker_that_joins_and_leaves_again_costs_no_record_and_repeats_none(k
 @pytest.mark.parametrize("topics", [1], indirect=True)
 def test_a_worker_that_owns_no_partition_is_ready(kafka: Kafka, topics: Topics) -> None:
     with (
-        started_worker(kafka, topics) as first,
-        started_worker(kafka, topics) as second,
+        started_worker(kafka, topics, *QUICK_TO_NOTICE) as first,
+        started_worker(kafka, topics, *QUICK_TO_NOTICE) as second,
     ):
         for worker in (first, second):
             worker.wait_until_ready()

@@ -28,6 +28,9 @@ from tests.unit.pictures_for_tests import (
 from worker.images import Fast, Reference
 from worker.records import Pixels
 
+# Pillow warns of what is odd about a picture; the worker leaves that unsaid, see worker.logs.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
 BOTH = pytest.mark.parametrize("kind", [Fast, Reference], ids=["fast", "reference"])
 
 UNKNOWN = "neither of JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF, or its header is broken"
