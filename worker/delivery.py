@@ -13,7 +13,7 @@ from worker.clients import Properties
 from worker.dispatch import Dispatch, is_refusal_of_batch, refusal
 from worker.errors import ClientFailed
 from worker.outbound import Attempt, Outbox
-from worker.records import Outcome, TimestampWindow
+from worker.records import Outcome, TopicLimits
 
 
 class AtLeastOnce:
@@ -22,17 +22,17 @@ class AtLeastOnce:
     def __init__(
         self,
         properties: Properties,
-        window: TimestampWindow,
+        limits: Mapping[str, TopicLimits],
         outbox: Outbox,
         commit: Callable[[Mapping[int, int]], bool],
         on_written: Callable[[Outcome], None],
     ) -> None:
         """Connect the producer.
 
-        `window` is what the output topic admits, `commit` commits the consumer's offsets, `on_written` is told every
+        `limits` are what each topic admits, `commit` commits the consumer's offsets, `on_written` is told every
         outcome that is acknowledged, or has nothing to write.
         """
-        self._dispatch = Dispatch(properties, window, self._note)
+        self._dispatch = Dispatch(properties, limits, self._note)
         self._outbox = outbox
         self._commit = commit
         self._on_written = on_written

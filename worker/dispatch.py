@@ -5,7 +5,7 @@ Belongs to the main thread.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
@@ -13,13 +13,20 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from schemas.dead_letter import Reason
 from worker.clients import Properties
 from worker.outbound import Attempt
-from worker.records import TimestampWindow
+from worker.records import Outbound, TopicLimits
 
 log = logging.getLogger(__name__)
 
 _FLUSH_S = 0.5  # a broker that is away must not keep the main thread from polling
 _CLOSE_S = 10.0
 _CLOCKS_DIFFER_MS = 60_000
+_BATCH_BYTES = 1_000_000  # librdkafka's own default
+
+# https://kafka.apache.org/documentation/#messageformat: a batch's header, and the most that the fields take which say
+# what a record and each of its headers hold.
+_BATCH_HEADER_BYTES = 61
+_RECORD_FIELDS_BYTES = 36
+_HEADER_FIELDS_BYTES = 10
 
 # The broker refuses a record's output: the record's fault, or that of another one in its batch.
 _REFUSALS = {
@@ -44,16 +51,18 @@ def is_refusal_of_batch(error: KafkaError) -> bool:
 class Dispatch:
     """A producer that counts what is unacknowledged.
 
-    A record whose timestamp the broker may refuse travels alone: the broker refuses the whole batch with it, and what
-    is sent again lands behind what came later.
+    A record whose size or timestamp the broker may refuse travels alone: the broker refuses the whole batch with it,
+    and what is sent again lands behind what came later. No batch of several exceeds what a topic takes.
     """
 
-    def __init__(self, properties: Properties, window: TimestampWindow, report: Report) -> None:
-        """Connect; `window` is what the output topic admits."""
-        self.producer = Producer(properties, logger=log)
+    def __init__(self, properties: Properties, limits: Mapping[str, TopicLimits], report: Report) -> None:
+        """Connect; `limits` are what each topic admits."""
+        admitted = min(each.max_message_bytes for each in limits.values())
+        batch_bytes = min(int(properties.get("batch.size", _BATCH_BYTES)), admitted)
+        self.producer = Producer(properties | {"batch.size": batch_bytes}, logger=log)
         self.unacknowledged = 0
         self.alone = False  # what is unacknowledged is one record
-        self._window = window
+        self._limits = limits
         self._report = report
 
     def send(self, attempt: Attempt, *, alone: bool = False) -> bool:
@@ -94,12 +103,22 @@ class Dispatch:
         self.producer.flush(_CLOSE_S)
 
     def _is_risky(self, attempt: Attempt) -> bool:
-        stamp = attempt.outbound.timestamp_ms
-        return stamp is not None and not self._window.admits(stamp, time.time_ns() // 1_000_000, _CLOCKS_DIFFER_MS)
+        outbound = attempt.outbound
+        limits, stamp = self._limits[outbound.topic], outbound.timestamp_ms
+        if _batch_bytes(outbound) > limits.max_message_bytes:
+            return True
+        return stamp is not None and not limits.window.admits(stamp, time.time_ns() // 1_000_000, _CLOCKS_DIFFER_MS)
 
     def _acknowledge(self, attempt: Attempt, error: KafkaError | None, _: Message) -> None:
         self.unacknowledged -= 1
         self._report(attempt, error)
+
+
+def _batch_bytes(outbound: Outbound) -> int:
+    """Return how large a batch of this one record is at most."""
+    headers = sum(_HEADER_FIELDS_BYTES + len(name.encode()) + len(value or b"") for name, value in outbound.headers)
+    content = len(outbound.key or b"") + len(outbound.value or b"") + headers
+    return _BATCH_HEADER_BYTES + _RECORD_FIELDS_BYTES + content
 
 
 def said(exception: KafkaException) -> KafkaError:

@@ -133,7 +133,7 @@ class Loop:
         self._committed: dict[int, int] = {}  # where each partition goes on after an aborted transaction
         self._next_checkpoint_s = 0.0
         self._full_since_s: float | None = None
-        self._paused = False
+        self._paused: set[int] = set()
         self.outcomes = 0
 
     @property
@@ -159,7 +159,7 @@ class Loop:
     def assigned(self, partitions: Sequence[int]) -> None:
         """Note partitions that records will come from; they arrive unpaused."""
         self._owned.update(partitions)
-        self._paused = False
+        self._paused.difference_update(partitions)
         self._observer.rebalanced("assigned", len(self._owned))
         log.info("assigned %s, own %d partitions", sorted(partitions), len(self._owned))
 
@@ -179,6 +179,7 @@ class Loop:
             self._positions.pop(partition, None)
             self._committed.pop(partition, None)
         self._owned.difference_update(partitions)
+        self._paused.difference_update(partitions)
         self._observer.rebalanced("revoked", len(self._owned))
 
     def _work(self) -> None:
@@ -202,7 +203,7 @@ class Loop:
         self._full_since_s = None
         if self._paused:
             self._source.resume()
-            self._paused = False
+            self._paused.clear()
         for _ in range(_TAKEN_AT_ONCE):
             record = self._source.poll(0 if self._pipeline.in_flight else _IDLE_POLL_S)
             if record is None:
@@ -223,9 +224,9 @@ class Loop:
         self._full_since_s = now if self._full_since_s is None else self._full_since_s
         if now - self._full_since_s < _FULL_BEFORE_PAUSE_S:
             return
-        if not self._paused:
+        if self._paused != self._owned:
             self._source.pause()
-            self._paused = True
+            self._paused = set(self._owned)
         record = self._source.poll(0)
         if record is not None:  # of a partition that was assigned just now
             self._submit(record)

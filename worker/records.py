@@ -120,3 +120,11 @@ class TimestampWindow:
     def admits(self, timestamp_ms: int, now_ms: int, margin_ms: int) -> bool:
         """Return whether the timestamp is inside by a margin that covers clocks that differ."""
         return now_ms - self.before_ms + margin_ms <= timestamp_ms <= now_ms + self.after_ms - margin_ms
+
+
+@dataclass(frozen=True, slots=True)
+class TopicLimits:
+    """What the broker takes on a topic: Kafka's own defaults, or the topic's settings."""
+
+    max_message_bytes: int = 1_048_588
+    window: TimestampWindow = TimestampWindow()

@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient, ConfigEntry, ConfigResource, ResourceType
 
 from worker.clients import HEADER_ROOM_BYTES
 from worker.errors import KafkaSetupError
-from worker.records import TimestampWindow
+from worker.records import TimestampWindow, TopicLimits
 from worker.settings import Settings
 
 # What a record may hold beside one image of the largest size: ids, tags, smaller images.
@@ -51,14 +50,6 @@ def find_topics(admin: AdminClient, settings: Settings) -> Mapping[str, int]:
             "`clip-worker topics` makes what is missing"
         )
     return {name: there[name] for name in wanted}
-
-
-@dataclass(frozen=True, slots=True)
-class TopicLimits:
-    """What the broker takes on a topic."""
-
-    max_message_bytes: int
-    window: TimestampWindow
 
 
 class LimitsQuestion:

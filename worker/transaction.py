@@ -16,7 +16,7 @@ from worker.clients import Properties
 from worker.dispatch import Dispatch, is_refusal_of_batch, refusal, said
 from worker.errors import ClientFailed, Rewind
 from worker.outbound import Attempt, Outbox
-from worker.records import Outcome, TimestampWindow
+from worker.records import Outcome, TopicLimits
 
 log = logging.getLogger(__name__)
 
@@ -43,17 +43,17 @@ class ExactlyOnce:
     def __init__(
         self,
         properties: Properties,
-        window: TimestampWindow,
+        limits: Mapping[str, TopicLimits],
         outbox: Outbox,
         source: Offsets,
         on_written: Callable[[Outcome], None],
     ) -> None:
         """Connect the producer, and fence an older one of the same transactional id.
 
-        `window` is what the output topic admits, `on_written` is told every outcome of a transaction that is
+        `limits` are what each topic admits, `on_written` is told every outcome of a transaction that is
         committed. Raises: `ClientFailed`.
         """
-        self._dispatch = Dispatch(properties, window, self._note)
+        self._dispatch = Dispatch(properties, limits, self._note)
         self._producer = self._dispatch.producer
         self._outbox = outbox
         self._source = source

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import msgpack
 import numpy as np
@@ -43,7 +42,7 @@ from tests.broker.kafka import (
     wait_until,
 )
 from tests.broker.processes import REAL, Worker, group_of, running_worker, started_worker
-from worker.errors import DrainTimeout, KafkaSetupError, SettingsError, WeightsError
+from worker.errors import ClientFailed, DrainTimeout, KafkaSetupError, SettingsError, WeightsError
 from worker.images import Fast
 from worker.metrics import Metrics
 
@@ -873,28 +872,46 @@ def test_unknown_weights_stop_the_start(kafka: Kafka, topics: Topics) -> None:
     assert "WEIGHTS=heavy" in line
 
 
-def test_a_broker_that_goes_away_for_a_while_costs_nothing(tmp_path: Path) -> None:
-    broker = start_kafka(tmp_path)
+@pytest.fixture(scope="module")
+def mortal_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kafka]:
+    """A broker that no other test needs."""
+    broker = start_kafka(tmp_path_factory.mktemp("mortal"))
+    yield broker
+    broker.close()
+
+
+def test_a_broker_that_goes_away_for_a_while_costs_nothing(mortal_kafka: Kafka) -> None:
+    topics = make_topics(mortal_kafka)
+    produce(mortal_kafka.bootstrap_servers, topics.input, good_records(1_000))
     patience = ("--kafka", "session.timeout.ms=6000", "--kafka", "heartbeat.interval.ms=1000")
-    try:
-        topics = make_topics(broker)
-        produce(broker.bootstrap_servers, topics.input, good_records(1_000))
-        with running_worker(broker, topics, *patience, env={DELAY: "0.05"}) as worker:
-            wait_for_outcomes(broker, topics, worker, 100)
 
-            broker.stop()
-            worker.wait_until(lambda: worker.get("/readyz")[0] == 503, 15, "not ready")
-            stays_alive(worker, 15)
-            broker.start()
+    with running_worker(mortal_kafka, topics, *patience, env={DELAY: "0.05"}) as worker:
+        wait_for_outcomes(mortal_kafka, topics, worker, 100)
+        mortal_kafka.stop()
+        worker.wait_until(lambda: worker.get("/readyz")[0] == 503, 15, "not ready")
+        stays_alive(worker, 15)
+        mortal_kafka.start()
+        wait_until_committed(mortal_kafka, topics, worker)
+        worker.wait_until_ready()
+        exit_code = worker.stop()
 
-            wait_until_committed(broker, topics, worker)
-            worker.wait_until_ready()
-            assert worker.stop() == 0
-        seen = sources(broker, topics)
-        first_times = dict.fromkeys(seen)
-        assert by_partition(first_times) == every_offset_once(broker, topics)
-    finally:
-        broker.close()
+    assert exit_code == 0
+    first_times = dict.fromkeys(sources(mortal_kafka, topics))  # what wasn't committed may have come twice
+    assert by_partition(first_times) == every_offset_once(mortal_kafka, topics)
+
+
+def test_a_stop_that_can_not_write_everything_does_not_exit_with_0(mortal_kafka: Kafka) -> None:
+    topics = make_topics(mortal_kafka)
+    produce(mortal_kafka.bootstrap_servers, topics.input, good_records(80))
+
+    with running_worker(mortal_kafka, topics, "--kafka", "delivery.timeout.ms=1000", env={DELAY: "0.3"}) as worker:
+        wait_for_outcomes(mortal_kafka, topics, worker, 8)
+        mortal_kafka.stop(hard=True)
+        exit_code = worker.stop()
+        [line] = critical_lines(worker)
+
+    assert exit_code == ClientFailed.exit_code
+    assert f"record for {topics.output} was not written" in line
 
 
 def stays_alive(worker: Worker, seconds: float) -> None:

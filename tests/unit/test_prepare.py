@@ -405,8 +405,6 @@ def _mutated(value: bytes, chance: np.random.Generator) -> bytes:
     return bytes(changed)
 
 
-
-
 @BOTH
 def test_nothing_that_a_record_contains_raises(kind: type[Fast] | type[Reference]) -> None:
     chance = np.random.default_rng(0)

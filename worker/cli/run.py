@@ -3,7 +3,7 @@
 import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from threading import Event, current_thread
@@ -39,7 +39,7 @@ from worker.metrics import Metrics
 from worker.outbound import Outbox
 from worker.pipeline import Encodes, Limits, Pipeline
 from worker.prepare import Preparer
-from worker.records import ModelInput, TimestampWindow
+from worker.records import ModelInput, TopicLimits
 from worker.settings import Settings, read_settings
 from worker.source import GroupState, Source
 from worker.topics import LimitsQuestion, find_topics
@@ -103,9 +103,9 @@ def run(settings: Settings, load: Callable[[Settings], ReadyEncoder] = load_enco
         check_properties(settings)
         admin = AdminClient(common_properties(settings), logger=log)
         partitions = find_topics(admin, settings)
-        limits = LimitsQuestion(admin, [settings.output_topic])
+        limits = LimitsQuestion(admin, [settings.output_topic, settings.dead_letter_topic])
         log.info("topics and their partitions: %s", partitions)
-        worker = _Worker(settings, load(settings), _window(limits, settings), metrics, health)
+        worker = _Worker(settings, load(settings), _limits(limits, settings), metrics, health)
         worker.warm_up()
         stop.working = True
         start_watchdog(health)
@@ -139,7 +139,7 @@ class _Worker:
 
     settings: Settings
     encoder: ReadyEncoder
-    window: TimestampWindow
+    limits: Mapping[str, TopicLimits]
     metrics: Metrics
     health: Health
 
@@ -176,7 +176,7 @@ class _Worker:
         """Hold sessions until the stop.
 
         A session that failed is followed by a new one, after a pause that doubles while none makes progress.
-        Raises: `SessionsFailed` after five of those, and every `ProcessError`.
+        Raises: `SessionsFailed` after five of those, a `SessionError` while stopping, and every `ProcessError`.
         """
         failed = 0
         while not stop.event.is_set():
@@ -187,6 +187,8 @@ class _Worker:
                 try:
                     loop.run(stop.event.is_set)
                 except SessionError as error:
+                    if stop.event.is_set():
+                        raise  # what this session had taken in is left undone: no clean stop
                     failed = 0 if loop.outcomes else failed + 1
                     if failed == _MAX_FAILED_SESSIONS:
                         raise SessionsFailed(f"{failed} sessions failed in a row, the last: {error}") from error
@@ -214,9 +216,9 @@ class _Worker:
         written = self.metrics.written
         if self.settings.delivery == "exactly-once":
             properties = transactional_properties(self.settings, _log_error)
-            return ExactlyOnce(properties, self.window, self._outbox(), source, written)
+            return ExactlyOnce(properties, self.limits, self._outbox(), source, written)
         properties = producer_properties(self.settings, _log_error)
-        return AtLeastOnce(properties, self.window, self._outbox(), source.commit, written)
+        return AtLeastOnce(properties, self.limits, self._outbox(), source.commit, written)
 
     def _outbox(self) -> Outbox:
         settings = self.settings
@@ -250,12 +252,12 @@ def _listen(settings: Settings, metrics: Metrics, health: Health) -> HealthServe
         raise SettingsError(f"{place}: can't listen there: {error.strerror}") from error
 
 
-def _window(limits: LimitsQuestion, settings: Settings) -> TimestampWindow:
+def _limits(question: LimitsQuestion, settings: Settings) -> Mapping[str, TopicLimits]:
     try:
-        return limits.wait_for_limits()[settings.output_topic].window
+        return question.wait_for_limits()
     except KafkaException as exception:
-        log.info("the limits of %s are not told (%s): taking Kafka's defaults", settings.output_topic, exception)
-        return TimestampWindow()
+        log.info("the limits of the topics are not told (%s): taking Kafka's defaults", exception)
+        return {topic: TopicLimits() for topic in (settings.output_topic, settings.dead_letter_topic)}
 
 
 def _log_error(error: KafkaError) -> None:
