@@ -755,7 +755,7 @@ def test_the_last_record_before_a_silence_is_committed_within_two_checkpoint_int
 def test_of_two_workers_one_stops_in_the_middle_and_no_record_is_missing_or_repeated(
     kafka: Kafka, topics: Topics
 ) -> None:
-    slow = {DELAY: "0.02"}
+    slow = {DELAY: "0.01"}
     with (
         started_worker(kafka, topics, *QUICK_TO_NOTICE, env=slow) as leaving,
         started_worker(kafka, topics, *QUICK_TO_NOTICE, env=slow) as staying,
@@ -787,7 +787,7 @@ def test_a_worker_that_joins_and_leaves_again_costs_no_record_and_repeats_none(k
 
         wait_until(more, WORK_TIMEOUT_S, what)
 
-    slow = {DELAY: "0.02"}
+    slow = {DELAY: "0.01"}
     with running_worker(kafka, topics, *QUICK_TO_NOTICE, env=slow) as staying:
         produce_until(lambda: outcomes(kafka, topics) > 100, "the first worker is at work")
         with started_worker(kafka, topics, *QUICK_TO_NOTICE, env=slow) as guest:
@@ -823,53 +823,66 @@ def test_a_worker_that_owns_no_partition_is_ready(kafka: Kafka, topics: Topics) 
 # Trouble.
 
 
-def critical_lines(worker: Worker) -> list[str]:
-    """Return what the worker says of its end; what isn't a line of the log, such as a traceback, is an error."""
-    lines = [json.loads(line) for line in worker.log.splitlines()]
+def critical_lines(log: str) -> list[str]:
+    """Return what a worker says of its end; what isn't a line of the log, such as a traceback, is an error."""
+    lines = [json.loads(line) for line in log.splitlines()]
     return [line["message"] for line in lines if line["level"] == "CRITICAL"]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """How a worker ended that couldn't start."""
+
+    exit_code: int
+    log: str
+
+
+@pytest.fixture(scope="module")
+def refusals(kafka: Kafka) -> Mapping[str, Refusal]:
+    """Start workers with one thing wrong each, side by side."""
+    topics = make_topics(kafka)
+    with ExitStack() as stack:
+        taken = stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
+        started = {
+            "topic": started_worker(kafka, topics, "--dead-letter-topic", "nowhere"),
+            "variable": started_worker(kafka, topics, env={"WORKER_MAX_BACH": "8"}),
+            "port": started_worker(kafka, topics, "--http-port", str(taken)),
+            "weights": started_worker(kafka, topics, "--weights", "heavy", module=REAL),
+        }
+        workers = {name: stack.enter_context(worker) for name, worker in started.items()}
+        return {name: Refusal(worker.wait(WORK_TIMEOUT_S), worker.log) for name, worker in workers.items()}
+
+
+def test_a_missing_topic_stops_the_start(refusals: Mapping[str, Refusal]) -> None:
+    assert refusals["topic"].exit_code == KafkaSetupError.exit_code
+    [line] = critical_lines(refusals["topic"].log)
+    assert "no such topic" in line
+    assert ": nowhere;" in line
+
+
+def test_an_unknown_variable_stops_the_start(refusals: Mapping[str, Refusal]) -> None:
+    assert refusals["variable"].exit_code == SettingsError.exit_code
+    [line] = refusals["variable"].log.splitlines()  # nothing says yet how to log
+    assert "WORKER_MAX_BACH" in line
+
+
+def test_a_taken_port_stops_the_start(refusals: Mapping[str, Refusal]) -> None:
+    assert refusals["port"].exit_code == SettingsError.exit_code
+    [line] = critical_lines(refusals["port"].log)
+    assert "WORKER_HTTP_PORT=" in line
+
+
+def test_unknown_weights_stop_the_start(refusals: Mapping[str, Refusal]) -> None:
+    assert refusals["weights"].exit_code == WeightsError.exit_code
+    [line] = critical_lines(refusals["weights"].log)
+    assert "WEIGHTS=heavy" in line
 
 
 def test_a_broker_that_never_answers_stops_the_start(without_broker: WithoutBroker) -> None:
     assert without_broker.worker.wait(WORK_TIMEOUT_S) == KafkaSetupError.exit_code
 
-    [line] = critical_lines(without_broker.worker)
+    [line] = critical_lines(without_broker.worker.log)
     assert f"no broker answers at {without_broker.address}" in line
-
-
-def test_a_missing_topic_stops_the_start(kafka: Kafka, topics: Topics) -> None:
-    with started_worker(kafka, topics, "--dead-letter-topic", "nowhere") as worker:
-        assert worker.wait() == KafkaSetupError.exit_code
-        [line] = critical_lines(worker)
-
-    assert "no such topic" in line
-    assert "nowhere" in line
-    assert topics.output not in line
-
-
-def test_an_unknown_variable_stops_the_start(kafka: Kafka, topics: Topics) -> None:
-    with started_worker(kafka, topics, env={"WORKER_MAX_BACH": "8"}) as worker:
-        assert worker.wait() == SettingsError.exit_code
-        [line] = worker.log.splitlines()  # nothing says yet how to log
-
-    assert "WORKER_MAX_BACH" in line
-
-
-def test_a_taken_port_stops_the_start(kafka: Kafka, topics: Topics) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        with started_worker(kafka, topics, "--http-port", str(port)) as worker:
-            assert worker.wait() == SettingsError.exit_code
-            [line] = critical_lines(worker)
-
-    assert str(port) in line
-
-
-def test_unknown_weights_stop_the_start(kafka: Kafka, topics: Topics) -> None:
-    with started_worker(kafka, topics, "--weights", "heavy", module=REAL) as worker:
-        assert worker.wait(WORK_TIMEOUT_S) == WeightsError.exit_code
-        [line] = critical_lines(worker)
-
-    assert "WEIGHTS=heavy" in line
 
 
 @pytest.fixture(scope="module")
@@ -882,7 +895,7 @@ def mortal_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kafka]:
 
 def test_a_broker_that_goes_away_for_a_while_costs_nothing(mortal_kafka: Kafka) -> None:
     topics = make_topics(mortal_kafka)
-    produce(mortal_kafka.bootstrap_servers, topics.input, good_records(1_000))
+    produce(mortal_kafka.bootstrap_servers, topics.input, good_records(500))
     patience = ("--kafka", "session.timeout.ms=6000", "--kafka", "heartbeat.interval.ms=1000")
 
     with running_worker(mortal_kafka, topics, *patience, env={DELAY: "0.05"}) as worker:
@@ -908,7 +921,7 @@ def test_a_stop_that_can_not_write_everything_does_not_exit_with_0(mortal_kafka:
         wait_for_outcomes(mortal_kafka, topics, worker, 8)
         mortal_kafka.stop(hard=True)
         exit_code = worker.stop()
-        [line] = critical_lines(worker)
+        [line] = critical_lines(worker.log)
 
     assert exit_code == ClientFailed.exit_code
     assert f"record for {topics.output} was not written" in line
