@@ -64,6 +64,9 @@ class AtLeastOnce:
             return False
         return self._commit(positions)
 
+    def abandon(self) -> None:
+        """Do nothing: what was written stays, and is written again by the partition's next owner."""
+
     def close(self) -> None:
         """Give up what is not acknowledged; nothing is written any more."""
         self._dispatch.purge()

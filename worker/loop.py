@@ -81,6 +81,9 @@ class Delivers(Protocol):
     def commit(self, positions: Mapping[int, int]) -> bool:
         """Make what was sent durable, then the next offset of each partition; False where it has to wait."""
 
+    def abandon(self) -> None:
+        """Take back what was sent and not committed, where it can be: its offsets will not follow."""
+
     def close(self) -> None:
         """Give up what is not acknowledged; nothing is written any more when it returns."""
 
@@ -167,11 +170,14 @@ class Loop:
         """Settle partitions before they are given up; what isn't finished in time goes to their next owner."""
         settled = False
         try:
-            settled = self._settle(partitions, self._clock() + self._times.revoke_timeout_s)
+            deadline_s = self._clock() + self._times.revoke_timeout_s
+            settled = self._settle(partitions, deadline_s, lambda: self._pipeline.wait(_COMMIT_AGAIN_S))
         finally:
             self._give_up(partitions)
             said = "" if settled else " before all of it was done"
             log.info("revoked %s%s, own %d partitions", sorted(partitions), said, len(self._owned))
+        if not settled:
+            self._delivery.abandon()
 
     def _give_up(self, partitions: Sequence[int]) -> None:
         self._pipeline.drop(partitions)
@@ -251,8 +257,11 @@ class Loop:
         self._next_checkpoint_s = self._clock() + (self._times.checkpoint_interval_s if committed else _COMMIT_AGAIN_S)
         return committed
 
-    def _settle(self, partitions: Sequence[int], deadline_s: float) -> bool:
-        """Finish and commit what is in flight of these partitions; False where the time runs out."""
+    def _settle(self, partitions: Sequence[int], deadline_s: float, wait_for_group: Callable[[], object]) -> bool:
+        """Finish and commit what is in flight of these partitions; False where the time runs out.
+
+        `wait_for_group` is called before a commit that was refused is made again.
+        """
         while self._pipeline.has(partitions):
             if self._clock() >= deadline_s:
                 return False
@@ -264,12 +273,14 @@ class Loop:
                 return False
             self._activity.begin("settling")
             if not self._checkpoint():
-                self._pipeline.wait(_COMMIT_AGAIN_S)
+                wait_for_group()
         return True
 
     def _settle_everything(self) -> None:
         try:
-            settled = self._settle(sorted(self._owned), self._clock() + self._times.drain_timeout_s)
+            deadline_s = self._clock() + self._times.drain_timeout_s
+            # A group that rebalances goes on only while its members poll; a record that comes is not taken in.
+            settled = self._settle(sorted(self._owned), deadline_s, lambda: self._source.poll(_COMMIT_AGAIN_S))
         except Rewind as rewind:  # nothing of it was written, and nothing of it is committed
             log.warning("%s: left to the next worker", rewind)
             return

@@ -114,6 +114,16 @@ class ExactlyOnce:
         self._sent.clear()
         return True
 
+    def abandon(self) -> None:
+        """Abort the transaction: outcomes whose offsets are not to follow may not be seen.
+
+        Raises: `Rewind`; `ClientFailed` where it is being committed already, with an unknown end.
+        """
+        if self._committing:
+            raise ClientFailed("a partition was given up while its transaction was being committed")
+        if self._begun:
+            self._abort("a partition was given up before its outcomes were committed")
+
     def close(self) -> None:
         """Give up the open transaction: the broker aborts it when its time is up, or for a successor at once."""
         self._dispatch.purge()

@@ -167,6 +167,9 @@ class _Delivery:
         self.events.append(("committed", dict(positions)))
         return True
 
+    def abandon(self) -> None:
+        self.events.append(("abandoned",))
+
     def close(self) -> None:
         """Nothing is open."""
 
@@ -353,14 +356,15 @@ def test_a_commit_that_is_refused_is_made_again_with_what_came_in_between() -> N
     assert [positions for _, positions in session.delivery.committed] == [{0: 6}, {0: 7, 1: 41}]
 
 
-def test_a_commit_that_is_refused_is_made_again_after_polling_and_not_at_once() -> None:
-    session = _Session(commits=lambda: session.clock.now_s > 1)
-    session.comes(0.0, _record(5))
+@pytest.mark.parametrize("busy_s", [0.0, 2.0], ids=["idle", "with work in flight"])
+def test_a_commit_that_is_refused_is_made_again_after_polling_and_not_at_once(busy_s: float) -> None:
+    session = _Session(takes_s=lambda it: busy_s * it.partition, commits=lambda: session.clock.now_s > 1)
+    session.comes(0.0, _record(5), _record(40, 1))
 
-    session.run(until_s=3)
+    session.run(until_s=1.5)
 
-    times_s = [at_s for at_s, _ in session.delivery.tried]
-    assert len(session.delivery.committed) == 1
+    times_s = [at_s for at_s, _ in session.delivery.tried if at_s < 1.1]
+    assert len(times_s) > 5
     for earlier_s, later_s in pairwise(times_s):
         assert 0.099 < later_s - earlier_s < 0.3
         assert any(earlier_s <= at_s <= later_s for at_s in session.source.polls)
@@ -457,6 +461,7 @@ def test_what_can_not_be_settled_in_time_is_dropped_and_not_committed() -> None:
         ("assigned", 2),
         ("sent", 0, 5),
         ("revoked", 1),
+        ("abandoned",),
         ("sent", 1, 40),
         ("committed", {1: 41}),
     ]
@@ -482,7 +487,7 @@ def test_a_commit_that_stays_refused_does_not_keep_a_partition() -> None:
 
     session.run(until_s=4)
 
-    assert session.events == [("assigned", 2), ("sent", 0, 5), ("revoked", 1)]
+    assert session.events == [("assigned", 2), ("sent", 0, 5), ("revoked", 1), ("abandoned",)]
 
 
 def test_a_partition_that_comes_back_begins_where_its_records_do() -> None:
