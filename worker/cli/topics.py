@@ -1,5 +1,7 @@
 """`clip-worker topics`: make the three topics with fitting limits, or mend their limits; safe to repeat."""
 
+import time
+
 import click
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import (
@@ -41,6 +43,7 @@ def command(partitions: int, replication_factor: int | None = None, **flags: obj
             else:
                 _make(admin, settings, name, needed_bytes, partitions, replication_factor)
                 click.echo(f"{name}: made, {partitions} partitions, {MAX_BYTES}={needed_bytes}")
+        _wait_until_all_are_there(admin, settings)
     except KafkaException as exception:
         raise KafkaSetupError(f"the broker refused: {exception.args[0].str()}") from exception
 
@@ -55,6 +58,14 @@ def _make(
         config["retention.ms"] = str(_DEAD_LETTERS_KEPT_MS)
     topic = NewTopic(name, num_partitions=partitions, replication_factor=factor or -1, config=config)
     admin.create_topics([topic], operation_timeout=_ANSWER_S)[name].result()
+
+
+def _wait_until_all_are_there(admin: AdminClient, settings: Settings) -> None:
+    """Ask until the brokers show what was made, so that `run` may follow at once."""
+    deadline_s = time.monotonic() + _ANSWER_S
+    while missing := needed_message_bytes(settings).keys() - list_topics(admin, settings).keys():
+        if time.monotonic() > deadline_s:
+            raise KafkaSetupError(f"made, but not to be seen after {_ANSWER_S:g} s: {', '.join(sorted(missing))}")
 
 
 def _mend(admin: AdminClient, name: str, needed_bytes: int) -> str:
