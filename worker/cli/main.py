@@ -9,6 +9,8 @@ from importlib import import_module
 
 import click
 
+from worker.errors import WorkerError
+
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
@@ -64,13 +66,10 @@ def main() -> None:
     """Run the command; end with the error's own exit code."""
     try:
         group()
-    except Exception as error:
-        code = getattr(error, "exit_code", None)  # a WorkerError's; importing it here would import numpy for --help
-        if code is None:
-            raise
+    except WorkerError as error:
         _say(f"{type(error).__name__}: {error}")
         # A thread that hangs in native code would keep the interpreter from ending.
-        os._exit(code)
+        os._exit(error.exit_code)
 
 
 def _say(message: str) -> None:
