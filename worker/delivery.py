@@ -75,8 +75,10 @@ class AtLeastOnce:
         self._dispatch.poll()
         if self._failure is not None:
             raise self._failure
-        if self._again and self._dispatch_one(self._again[0], alone=True):
-            self._again.popleft()
+        if self._again:
+            attempt = self._again.popleft()
+            if not self._dispatch_one(attempt, alone=True):
+                self._again.appendleft(attempt)
 
     def _dispatch_one(self, attempt: Attempt, *, alone: bool = False) -> bool:
         try:
@@ -84,12 +86,12 @@ class AtLeastOnce:
         except KafkaException as exception:
             raise ClientFailed(f"producing to {attempt.outbound.topic}: {exception}") from exception
 
-    def _note(self, attempt: Attempt, error: KafkaError | None) -> None:
+    def _note(self, attempt: Attempt, error: KafkaError | None, alone: bool) -> None:  # noqa: FBT001 - a fact
         """Look at a delivery report."""
         if error is None:
             self._on_written(attempt.outcome)
             return
-        if is_refusal_of_batch(error) and not self._dispatch.alone:
+        if is_refusal_of_batch(error) and not alone:
             self._again.append(attempt)
             return
         reason = refusal(error)

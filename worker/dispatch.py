@@ -34,8 +34,11 @@ _REFUSALS = {
     KafkaError.INVALID_TIMESTAMP: Reason.BAD_TIMESTAMP,
 }
 
-Report = Callable[[Attempt, KafkaError | None], None]
-"""Told of every record that is acknowledged, with None, or failed. Nothing may be raised in it."""
+Report = Callable[[Attempt, KafkaError | None, bool], None]
+"""Told of every record that is acknowledged, with None, or failed, and whether the error is of this record alone.
+
+Nothing may be raised in it.
+"""
 
 
 def refusal(error: KafkaError) -> Reason | None:
@@ -85,6 +88,11 @@ class Dispatch:
             )
         except BufferError:
             return False
+        except KafkaException as exception:
+            if said(exception).code() != KafkaError.MSG_SIZE_TOO_LARGE:
+                raise
+            self._report(attempt, said(exception), True)  # over message.max.bytes: it hasn't left the client
+            return True
         self.unacknowledged += 1
         self.alone = alone
         return True
@@ -111,7 +119,7 @@ class Dispatch:
 
     def _acknowledge(self, attempt: Attempt, error: KafkaError | None, _: Message) -> None:
         self.unacknowledged -= 1
-        self._report(attempt, error)
+        self._report(attempt, error, self.alone)
 
 
 def _batch_bytes(outbound: Outbound) -> int:

@@ -135,9 +135,10 @@ class Loop:
         self._positions: dict[int, int] = {}
         self._committed: dict[int, int] = {}  # where each partition goes on after an aborted transaction
         self._next_checkpoint_s = 0.0
+        self._checkpoint_waits = False
         self._full_since_s: float | None = None
         self._paused: set[int] = set()
-        self.outcomes = 0
+        self.checkpoints = 0
 
     @property
     def positions(self) -> Mapping[int, int]:
@@ -190,7 +191,9 @@ class Loop:
 
     def _work(self) -> None:
         self._take_in()
-        self._hand_on()
+        # What is sent while a checkpoint waits for acknowledgements would put its end off for ever.
+        if not (self._positions and self._checkpoint_waits):
+            self._hand_on()
         if self._checkpoint_due():
             self._checkpoint()
 
@@ -241,7 +244,6 @@ class Loop:
         while (outcome := self._pipeline.finished()) is not None and self._delivery.send(outcome):
             self._pipeline.hand_out()
             self._positions[outcome.record.partition] = outcome.record.offset + 1
-            self.outcomes += 1
 
     def _checkpoint_due(self) -> bool:
         return bool(self._positions) and self._clock() >= self._next_checkpoint_s
@@ -251,9 +253,11 @@ class Loop:
         begun_s = self._clock()
         committed = self._delivery.commit(self._positions)
         if committed:
+            self.checkpoints += 1
             self._committed.update(self._positions)
             self._positions.clear()
             self._observer.checkpointed(self._clock() - begun_s)
+        self._checkpoint_waits = not committed
         self._next_checkpoint_s = self._clock() + (self._times.checkpoint_interval_s if committed else _COMMIT_AGAIN_S)
         return committed
 

@@ -50,6 +50,8 @@ class Preparer:
 
     def _paths(self, record: Record) -> TraversalPaths:
         """Return the paths of the record's own header, of equal ones the last; else the worker's."""
+        if not record.headers_readable:
+            raise Rejection(Reason.BAD_TRAVERSAL, "the headers can't be read: a name among them is not UTF-8")
         named = [value for name, value in record.headers if name == TRAVERSAL_HEADER]
         if not named:
             return self.default_paths

@@ -14,7 +14,10 @@ from schemas.document import Document
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A record of the input topic, as it came. `timestamp_ms` is None where the record has none."""
+    """A record of the input topic, as it came. `timestamp_ms` is None where the record has none.
+
+    `headers` are empty where they can't be read: a name among them isn't UTF-8.
+    """
 
     topic: str
     partition: int
@@ -23,6 +26,7 @@ class Record:
     value: bytes | None
     timestamp_ms: int | None
     headers: Headers
+    headers_readable: bool = True
 
     @property
     def size_bytes(self) -> int:

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
+from schemas.dead_letter import Headers
 from worker.clients import Properties
 from worker.errors import ClientFailed, PartitionsLost
 from worker.records import Record
@@ -184,6 +185,7 @@ class Source:
 
     def _record(self, message: Message) -> Record:
         kind, timestamp_ms = message.timestamp()
+        headers = _headers(message)
         return Record(
             topic=self._topic,
             partition=message.partition(),  # type: ignore[arg-type]  # None only where there is an error
@@ -191,5 +193,14 @@ class Source:
             key=message.key(),
             value=message.value(),
             timestamp_ms=None if kind == TIMESTAMP_NOT_AVAILABLE else timestamp_ms,
-            headers=tuple(message.headers() or ()),  # type: ignore[arg-type]  # a list of pairs
+            headers=headers or (),
+            headers_readable=headers is not None,
         )
+
+
+def _headers(message: Message) -> Headers | None:
+    """Return the headers in their order, None where the client can't give them: a name isn't UTF-8."""
+    try:
+        return tuple(message.headers() or ())  # type: ignore[arg-type]  # a list of pairs
+    except (SystemError, UnicodeDecodeError):  # a SystemError is how the client's C code tells of the other
+        return None

@@ -147,16 +147,16 @@ class ExactlyOnce:
         if self._broken is not None:
             self._abort(self._broken)
 
-    def _note(self, attempt: Attempt, error: KafkaError | None) -> None:
+    def _note(self, attempt: Attempt, error: KafkaError | None, alone: bool) -> None:  # noqa: FBT001 - a fact
         """Look at a delivery report."""
         if error is None or error.code() in _CONSEQUENCES:
             return
         place = _place(attempt.outcome)
-        reason = refusal(error) if self._dispatch.alone else None
+        reason = refusal(error) if alone else None
         instead = None if reason is None else self._outbox.instead(attempt, reason, error.str())
         if instead is not None:
             self._instead[place] = instead
-        elif is_refusal_of_batch(error) and not self._dispatch.alone:
+        elif is_refusal_of_batch(error) and not alone:
             self._suspects.add(place)
         elif not error.txn_requires_abort():
             self._failure = ClientFailed(f"record for {attempt.outbound.topic} was not written: {error}")

@@ -428,3 +428,12 @@ def test_nothing_that_a_record_contains_raises(kind: type[Fast] | type[Reference
 
     usual = {"Prepared", "Skipped", Reason.NOT_MSGPACK, Reason.BAD_IMAGE, Reason.BAD_BLOB, Reason.BAD_TRAVERSAL}
     assert usual <= outcomes.keys()
+
+
+@BOTH
+def test_a_record_whose_headers_can_not_be_read_is_a_bad_traversal(kind: type[Fast] | type[Reference]) -> None:
+    record = Record("documents", 0, 0, b"key", b"", None, (), headers_readable=False)
+
+    reason, detail = _why(_preparer(kind).prepare(record))
+
+    assert (reason, "not UTF-8" in detail) == (Reason.BAD_TRAVERSAL, True)

@@ -183,13 +183,14 @@ class _Worker:
             with ExitStack() as stack:
                 pipeline = self._start_pipeline()
                 stack.callback(pipeline.close)
-                loop = self._open_session(stack, pipeline)
+                loop: Loop | None = None
                 try:
+                    loop = self._open_session(stack, pipeline)
                     loop.run(stop.event.is_set)
                 except SessionError as error:
                     if stop.event.is_set():
                         raise  # what this session had taken in is left undone: no clean stop
-                    failed = 0 if loop.outcomes else failed + 1
+                    failed = 0 if loop is not None and loop.checkpoints else failed + 1
                     if failed == _MAX_FAILED_SESSIONS:
                         raise SessionsFailed(f"{failed} sessions failed in a row, the last: {error}") from error
                     log.warning("the session ended: %s; a new one begins in %g s", error, 2.0**failed)
