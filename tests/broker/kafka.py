@@ -57,6 +57,8 @@ _SETTINGS = {
     "share.coordinator.state.topic.min.isr": "1",
     "share.coordinator.state.topic.num.partitions": "4",
     "share.coordinator.state.topic.replication.factor": "1",
+    # How often it looks for transactions that have timed out, by default every 10 s.
+    "transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000",
     "transaction.state.log.min.isr": "1",
     "transaction.state.log.num.partitions": "4",
     "transaction.state.log.replication.factor": "1",
