@@ -14,11 +14,14 @@ class Activity:
         """Begin at nothing."""
         self.name = name
         self._clock = clock
-        self._work: tuple[float, object] | None = None
+        self._work: tuple[float, object, float] | None = None
 
-    def begin(self, work: object) -> None:
-        """Say what the thread does from now on; called again, it is a sign of life."""
-        self._work = (self._clock(), work)
+    def begin(self, work: object, *, patience_s: float = 0.0) -> None:
+        """Say what the thread does from now on; called again, it is a sign of life.
+
+        `patience_s` is how much longer than other work it may take: what waits for a broker depends on the broker.
+        """
+        self._work = (self._clock(), work, patience_s)
 
     def end(self) -> None:
         """Say that the thread waits."""
@@ -29,6 +32,11 @@ class Activity:
         """Return for how many seconds the thread has been at the same work; 0 where it waits."""
         work = self._work
         return 0.0 if work is None else self._clock() - work[0]
+
+    def is_stalled(self, stall_timeout_s: float) -> bool:
+        """Return whether the thread has been at the same work for longer than it may."""
+        work = self._work
+        return work is not None and self._clock() - work[0] > stall_timeout_s + work[2]
 
     def __str__(self) -> str:
         """Name the thread and its work."""

@@ -14,7 +14,8 @@ from threading import Lock
 import numpy as np
 import numpy.typing as npt
 
-from worker.records import Embedded, Prepared
+from schemas.dead_letter import Reason
+from worker.records import Embedded, Outcome, Prepared, Rejected
 
 
 class Closed(Exception):
@@ -26,18 +27,31 @@ class Job:
     """One record on its way through the encoder; `done` is told its outcome, by the encode thread."""
 
     prepared: Prepared
-    done: Callable[[Embedded], None]
+    done: Callable[[Outcome], None]
     places: Sequence[int]
-    embeddings: list[npt.NDArray[np.float32] | None] = field(default_factory=list)
-    missing: int = 0
+    embeddings: dict[int, npt.NDArray[np.float32]] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
 
     def fill(self, index: int, embedding: npt.NDArray[np.float32]) -> None:
         """Keep the embedding, float32 [D], of one image; the last one missing finishes the record."""
         self.embeddings[index] = embedding
-        self.missing -= 1
-        if not self.missing:
-            found = [vector for vector in self.embeddings if vector is not None]
-            self.done(Embedded(self.prepared.record, self.prepared.document, np.stack(found)))
+        self._finish_if_last()
+
+    def fail(self, detail: str) -> None:
+        """Note that the model fails at one of the images, which rejects the record once all of them are through."""
+        self.faults.append(detail)
+        self._finish_if_last()
+
+    def _finish_if_last(self) -> None:
+        images = len(self.prepared.images)
+        if len(self.embeddings) + len(self.faults) < images:
+            return
+        record = self.prepared.record
+        if self.faults:
+            self.done(Rejected(record, Reason.MODEL_ERROR, self.faults[0]))
+        else:
+            found = np.stack([self.embeddings[index] for index in range(images)])
+            self.done(Embedded(record, self.prepared.document, found))
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +61,14 @@ class Batch:
     pixels: npt.NDArray[np.uint8]
     preprocessed: npt.NDArray[np.float32]
     owners: Sequence[tuple[Job, int]]
+
+    def halves(self) -> "tuple[Batch, Batch]":
+        """Return the first half of the images and the second."""
+        middle = len(self.owners) // 2
+        plain = len(self.pixels)
+        first = Batch(self.pixels[:middle], self.preprocessed[: max(0, middle - plain)], self.owners[:middle])
+        second = Batch(self.pixels[middle:], self.preprocessed[max(0, middle - plain) :], self.owners[middle:])
+        return first, second
 
 
 class Batcher:
@@ -64,7 +86,7 @@ class Batcher:
         self._ready: SimpleQueue[Job | None] = SimpleQueue()
         self._left: list[tuple[Job, int]] = []  # images of a record that the last batch had no room for
 
-    def put(self, prepared: Prepared, done: Callable[[Embedded], None]) -> None:
+    def put(self, prepared: Prepared, done: Callable[[Outcome], None]) -> None:
         """Copy the images into places and hand the record on. Called by the prepare threads.
 
         Raises: `Closed`.
@@ -73,8 +95,7 @@ class Batcher:
         for place, image in zip(places, prepared.images, strict=True):
             if image.dtype == np.uint8:
                 self._pixels[place] = image
-        count = len(prepared.images)
-        self._ready.put(Job(prepared, done, places, [None] * count, count))
+        self._ready.put(Job(prepared, done, places))
 
     def take(self) -> Batch:
         """Wait for an image, then take what is ready, up to a full batch. Called by the encode thread.

@@ -3,15 +3,19 @@
 Measured reasons for the defaults are in the README, "Decisions".
 """
 
+import logging
 import os
 import socket
 from collections.abc import Callable
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
+from confluent_kafka.admin import AdminClient
 
-from worker.errors import SettingsError
+from worker.errors import ClientFailed, KafkaSetupError, SettingsError
 from worker.settings import Settings
+
+log = logging.getLogger(__name__)
 
 Properties = dict[str, Any]
 
@@ -75,6 +79,25 @@ PRODUCER_ONLY = frozenset(
 )
 
 
+# What no new session can mend: the right that is missing, by the error that says so.
+_DENIED = {
+    KafkaError.TOPIC_AUTHORIZATION_FAILED: "no right on the topic",
+    KafkaError.GROUP_AUTHORIZATION_FAILED: "no right on the group",
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED: "no right on the cluster (IdempotentWrite, before Kafka 3.0)",
+    KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED: "no right on the transactional id",
+    KafkaError.SASL_AUTHENTICATION_FAILED: "the credentials are refused",
+    KafkaError._AUTHENTICATION: "the credentials are refused",
+}
+
+
+def failure(what: str, error: KafkaError) -> ClientFailed | KafkaSetupError:
+    """Return what to raise for an error of a client: the lack of a right ends the process, all else the session."""
+    denied = _DENIED.get(error.code())
+    if denied is None:
+        return ClientFailed(f"{what}: {error}")
+    return KafkaSetupError(f"{what}: {denied}: {error.str()}; `clip-worker check` says which rights are missing")
+
+
 def client_id() -> str:
     """Return a name of this process: equal ones made cooperative rebalances endless (librdkafka #4783)."""
     return f"clip-worker-{socket.gethostname()}-{os.getpid()}"
@@ -89,6 +112,16 @@ def common_properties(settings: Settings) -> Properties:
         "socket.keepalive.enable": True,
         **{name: value for name, value in settings.kafka_properties.items() if name not in either},
     }
+
+
+def admin_client(settings: Settings) -> AdminClient:
+    """Return the worker's admin client."""
+    return AdminClient(common_properties(settings), logger=log)
+
+
+def log_error(error: KafkaError) -> None:
+    """Note what a client says of its connections: it goes on by itself."""
+    log.warning("kafka: %s", error)
 
 
 def tool_properties(settings: Settings) -> Properties:

@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping
 
 from confluent_kafka import KafkaError, KafkaException
 
-from worker.clients import Properties
-from worker.dispatch import Dispatch, is_refusal_of_batch, refusal
-from worker.errors import ClientFailed
-from worker.outbound import Attempt, Outbox
-from worker.records import Outcome, TopicLimits
+from worker.clients import Properties, failure
+from worker.dispatch import Dispatch, is_refusal_of_batch, refusal, said, unwritable
+from worker.errors import ClientFailed, KafkaSetupError
+from worker.outbound import Attempt, Outbox, written
+from worker.records import Outcome, TopicLimits, Written
 
 
 class AtLeastOnce:
@@ -24,44 +24,48 @@ class AtLeastOnce:
         properties: Properties,
         limits: Mapping[str, TopicLimits],
         outbox: Outbox,
-        commit: Callable[[Mapping[int, int]], bool],
-        on_written: Callable[[Outcome], None],
+        commit: Callable[[Mapping[int, int]], float | None],
+        on_written: Callable[[Written], None],
     ) -> None:
         """Connect the producer.
 
-        `limits` are what each topic admits, `commit` commits the consumer's offsets, `on_written` is told every
-        outcome that is acknowledged, or has nothing to write.
+        `limits` are what each topic admits, `commit` commits the consumer's offsets as `Source.commit` does,
+        `on_written` is told every outcome that is acknowledged, or has nothing to write.
         """
         self._dispatch = Dispatch(properties, limits, self._note)
         self._outbox = outbox
         self._commit = commit
         self._on_written = on_written
         self._again: deque[Attempt] = deque()  # what was refused: sent again, each alone, before anything else
-        self._failure: ClientFailed | None = None
+        self._failure: ClientFailed | KafkaSetupError | None = None
+
+    def open(self) -> bool:
+        """Return True: there is nothing to wait for."""
+        return True
 
     def send(self, outcome: Outcome) -> bool:
         """Hand an outcome to the producer; False where it has to wait: then send it again later.
 
-        Raises: `ClientFailed`.
+        Raises: `ClientFailed`, `KafkaSetupError`.
         """
         self._poll()
         if self._again:
             return False
         outbound = self._outbox.outbound(outcome)
         if outbound is None:
-            self._on_written(outcome)
+            self._on_written(written(outcome))
             return True
         return self._dispatch_one(Attempt(outcome, outbound))
 
-    def commit(self, positions: Mapping[int, int]) -> bool:
-        """Wait a moment for the acknowledgements, then commit; False where it has to be tried again.
+    def commit(self, positions: Mapping[int, int]) -> float | None:
+        """Wait a moment for the acknowledgements, then commit; None once that is done, else when to call again.
 
-        Raises: `ClientFailed`.
+        Raises: `ClientFailed`, `KafkaSetupError`.
         """
         self._dispatch.flush()
         self._poll()
         if self._dispatch.unacknowledged or self._again:
-            return False
+            return 0.0
         return self._commit(positions)
 
     def abandon(self) -> None:
@@ -84,19 +88,20 @@ class AtLeastOnce:
         try:
             return self._dispatch.send(attempt, alone=alone)
         except KafkaException as exception:
-            raise ClientFailed(f"producing to {attempt.outbound.topic}: {exception}") from exception
+            raise failure(f"producing to {attempt.outbound.topic}", said(exception)) from exception
 
     def _note(self, attempt: Attempt, error: KafkaError | None, alone: bool) -> None:  # noqa: FBT001 - a fact
         """Look at a delivery report."""
         if error is None:
-            self._on_written(attempt.outcome)
+            self._on_written(written(attempt.outcome))
             return
         if is_refusal_of_batch(error) and not alone:
             self._again.append(attempt)
             return
         reason = refusal(error)
-        instead = None if reason is None else self._outbox.instead(attempt, reason, error.str())
+        limit_bytes = self._dispatch.limit_bytes(attempt.outbound.topic)
+        instead = None if reason is None else self._outbox.instead(attempt, reason, limit_bytes)
         if instead is not None:
             self._again.appendleft(instead)
         else:
-            self._failure = ClientFailed(f"record for {attempt.outbound.topic} was not written: {error}")
+            self._failure = unwritable(attempt, error, limit_bytes)

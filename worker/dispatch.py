@@ -11,13 +11,14 @@ from functools import partial
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from schemas.dead_letter import Reason
-from worker.clients import Properties
+from worker.clients import Properties, failure
+from worker.errors import ClientFailed, KafkaSetupError
 from worker.outbound import Attempt
 from worker.records import Outbound, TopicLimits
 
 log = logging.getLogger(__name__)
 
-_FLUSH_S = 0.5  # a broker that is away must not keep the main thread from polling
+_FLUSH_S = 0.02  # the main thread has to take in meanwhile, or the device would wait
 _CLOSE_S = 10.0
 _CLOCKS_DIFFER_MS = 60_000
 _BATCH_BYTES = 1_000_000  # librdkafka's own default
@@ -51,11 +52,25 @@ def is_refusal_of_batch(error: KafkaError) -> bool:
     return error.code() in _REFUSALS or error.code() == KafkaError._INVALID_DIFFERENT_RECORD
 
 
+def unwritable(attempt: Attempt, error: KafkaError, limit_bytes: int) -> ClientFailed | KafkaSetupError:
+    """Return what to raise for a record that can't be written, with nothing left to write instead."""
+    topic = attempt.outbound.topic
+    if refusal(error) is Reason.OUTPUT_TOO_LARGE:
+        return KafkaSetupError(
+            f"{topic} takes no record over max.message.bytes={limit_bytes}, not even the dead letter of "
+            f"{attempt.outcome.record} without its value: `clip-worker topics` raises the limit"
+        )
+    return failure(f"the record for {topic} of {attempt.outcome.record} was not written", error)
+
+
 class Dispatch:
     """A producer that counts what is unacknowledged.
 
     A record whose size or timestamp the broker may refuse travels alone: the broker refuses the whole batch with it,
     and what is sent again lands behind what came later. No batch of several exceeds what a topic takes.
+
+    What is unacknowledged is bounded by the client's `queue.buffering.max.kbytes`: the input records, which a dead
+    letter would need, together with what is to be written. One may exceed it.
     """
 
     def __init__(self, properties: Properties, limits: Mapping[str, TopicLimits], report: Report) -> None:
@@ -64,6 +79,8 @@ class Dispatch:
         batch_bytes = min(int(properties.get("batch.size", _BATCH_BYTES)), admitted)
         self.producer = Producer(properties | {"batch.size": batch_bytes}, logger=log)
         self.unacknowledged = 0
+        self._bytes = 0
+        self._max_bytes = int(properties["queue.buffering.max.kbytes"]) * 1024
         self.alone = False  # what is unacknowledged is one record
         self._limits = limits
         self._report = report
@@ -74,7 +91,7 @@ class Dispatch:
         Raises: `KafkaException`.
         """
         alone = alone or self._is_risky(attempt)
-        if self.unacknowledged and (alone or self.alone):
+        if self.unacknowledged and (alone or self.alone or self._bytes + attempt.size_bytes > self._max_bytes):
             return False
         outbound = attempt.outbound
         try:
@@ -94,6 +111,7 @@ class Dispatch:
             self._report(attempt, said(exception), True)  # over message.max.bytes: it hasn't left the client
             return True
         self.unacknowledged += 1
+        self._bytes += attempt.size_bytes
         self.alone = alone
         return True
 
@@ -102,13 +120,17 @@ class Dispatch:
         self.producer.poll(0)
 
     def flush(self) -> None:
-        """Wait for reports, for half a second at most."""
+        """Wait for reports, for a moment at most."""
         self.producer.flush(_FLUSH_S)
 
     def purge(self) -> None:
         """Give up what is not acknowledged, and wait until the client says so."""
         self.producer.purge()
         self.producer.flush(_CLOSE_S)
+
+    def limit_bytes(self, topic: str) -> int:
+        """Return the topic's `max.message.bytes`."""
+        return self._limits[topic].max_message_bytes
 
     def _is_risky(self, attempt: Attempt) -> bool:
         outbound = attempt.outbound
@@ -119,6 +141,7 @@ class Dispatch:
 
     def _acknowledge(self, attempt: Attempt, error: KafkaError | None, _: Message) -> None:
         self.unacknowledged -= 1
+        self._bytes -= attempt.size_bytes
         self._report(attempt, error, self.alone)
 
 

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 from torch.nn.functional import normalize
 
-from worker.errors import DeviceError
+from worker.errors import DeviceError, OutOfMemory
 from worker.weights import Model
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -42,12 +42,22 @@ class Encoder:
         """Return how many images a batch has on this device unless set otherwise."""
         return _DEFAULT_MAX_BATCH[self._device.type]
 
-    @torch.inference_mode()
     def encode(self, pixels: npt.NDArray[np.uint8], preprocessed: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Embed N images of pixels, RGB, and M preprocessed ones.
 
         Returns float32 [N + M, D], the first N of `pixels`; with L2 norm 1 where that is set.
+        Raises: `OutOfMemory`, and whatever else the model raises.
         """
+        try:
+            return self._embed(pixels, preprocessed)
+        except torch.OutOfMemoryError as error:
+            said = str(error)
+        # Out here the frames that failed are gone, and their tensors with them.
+        torch.cuda.empty_cache()
+        raise OutOfMemory(f"{self.device_name}: {said}")
+
+    @torch.inference_mode()
+    def _embed(self, pixels: npt.NDArray[np.uint8], preprocessed: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         images = self._normalise(torch.from_numpy(pixels).to(self._device))
         if len(preprocessed):
             taken_as_is = torch.from_numpy(preprocessed).to(self._device).permute(0, 3, 1, 2)
@@ -68,7 +78,7 @@ class Encoder:
         try:
             for images in (1, max_batch):
                 self.encode(np.zeros((images, side, side, 3), np.uint8), nothing)
-        except RuntimeError as error:
+        except (RuntimeError, OutOfMemory) as error:
             raise DeviceError(
                 f"{self.device_name} can't run {self.model_name} in {self.precision} in batches of {max_batch}: {error}"
             ) from error

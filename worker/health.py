@@ -42,7 +42,7 @@ class Health:
         self._end_by_s = float("inf")
 
     def watch(self, activities: Sequence[Activity], threads: Sequence[Thread]) -> None:
-        """Look at these threads from now on; none while there is no session."""
+        """Look at these threads from now on; the consumer has yet to join its group."""
         self._activities, self._threads = activities, threads
         self._joined = False
 
@@ -58,7 +58,7 @@ class Health:
 
     def stalled(self) -> str | None:
         """Return what hangs or has died, None where all is well."""
-        late = [str(it) for it in self._activities if it.busy_s > self._stall_timeout_s]
+        late = [str(it) for it in self._activities if it.is_stalled(self._stall_timeout_s)]
         dead = [f"{thread.name} is dead" for thread in self._threads if not thread.is_alive()]
         if self._clock() > self._end_by_s:
             late.append("the end is overdue")
@@ -67,7 +67,7 @@ class Health:
     def unready(self) -> str | None:
         """Return what is missing for work, None where nothing is."""
         if not self._threads:
-            return "no session: the model loads, or the worker recovers"
+            return "the model loads"
         if not self._joined:
             return "the consumer has not joined its group"
         silence_s = self._clock() - self._answered_s

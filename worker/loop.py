@@ -19,8 +19,11 @@ log = logging.getLogger(__name__)
 _IDLE_POLL_S = 0.1
 _OUTCOME_WAIT_S = 0.002
 _FULL_BEFORE_PAUSE_S = 1.0
-_COMMIT_AGAIN_S = 0.1
+_COMMIT_WAIT_S = 0.02
 _TAKEN_AT_ONCE = 64
+_LAST_COMMIT_S = 5.0  # after a stop's deadline, for what is finished
+# A call that waits for a broker comes back in its own time: seen to take 20 s where the coordinator is away.
+_CLIENT_PATIENCE_S = 30.0
 
 
 class Consumes(Protocol):
@@ -75,11 +78,17 @@ class Flow(Protocol):
 class Delivers(Protocol):
     """Where outcomes go; see `worker.delivery.AtLeastOnce`."""
 
+    def open(self) -> bool:
+        """Get ready to send; False where it has to be called again."""
+
     def send(self, outcome: Outcome) -> bool:
         """Hand an outcome to the producer; False where it has to wait: then send it again later."""
 
-    def commit(self, positions: Mapping[int, int]) -> bool:
-        """Make what was sent durable, then the next offset of each partition; False where it has to wait."""
+    def commit(self, positions: Mapping[int, int]) -> float | None:
+        """Make what was sent durable, then the next offset of each partition.
+
+        None once that is done; else in how many seconds to call again, with a poll in between.
+        """
 
     def abandon(self) -> None:
         """Take back what was sent and not committed, where it can be: its offsets will not follow."""
@@ -103,9 +112,10 @@ class Observer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """How long things may take, in seconds."""
+    """When a checkpoint is due, and how long the others may take."""
 
     checkpoint_interval_s: float
+    checkpoint_records: int
     drain_timeout_s: float
     revoke_timeout_s: float
 
@@ -135,6 +145,7 @@ class Loop:
         self._positions: dict[int, int] = {}
         self._committed: dict[int, int] = {}  # where each partition goes on after an aborted transaction
         self._next_checkpoint_s = 0.0
+        self._since_checkpoint = 0
         self._checkpoint_waits = False
         self._full_since_s: float | None = None
         self._paused: set[int] = set()
@@ -150,6 +161,11 @@ class Loop:
 
         Raises: `DrainTimeout`, and what ends a session or the process.
         """
+        self._activity.begin("opening the producer", patience_s=_CLIENT_PATIENCE_S)
+        while not self._delivery.open():
+            if stopping():
+                return
+            self._activity.begin("opening the producer", patience_s=_CLIENT_PATIENCE_S)
         self._source.subscribe(self)
         while not stopping():
             self._activity.begin("the loop")
@@ -172,7 +188,7 @@ class Loop:
         settled = False
         try:
             deadline_s = self._clock() + self._times.revoke_timeout_s
-            settled = self._settle(partitions, deadline_s, lambda: self._pipeline.wait(_COMMIT_AGAIN_S))
+            settled = self._settle(partitions, deadline_s, self._pipeline.wait)
         finally:
             self._give_up(partitions)
             said = "" if settled else " before all of it was done"
@@ -191,6 +207,9 @@ class Loop:
 
     def _work(self) -> None:
         self._take_in()
+        self._move_on()
+
+    def _move_on(self) -> None:
         # What is sent while a checkpoint waits for acknowledgements would put its end off for ever.
         if not (self._positions and self._checkpoint_waits):
             self._hand_on()
@@ -202,6 +221,8 @@ class Loop:
         log.warning("%s; going on from the last checkpoint", rewind)
         self._pipeline.drop(list(self._owned))
         self._positions.clear()
+        self._since_checkpoint = 0
+        self._checkpoint_waits = False
         self._source.rewind(self._committed)
         self._observer.rewound()
 
@@ -214,13 +235,18 @@ class Loop:
             self._source.resume()
             self._paused.clear()
         for _ in range(_TAKEN_AT_ONCE):
-            record = self._source.poll(0 if self._pipeline.in_flight else _IDLE_POLL_S)
+            record = self._source.poll(self._poll_timeout_s())
             if record is None:
                 self._pipeline.wait(_OUTCOME_WAIT_S if self._pipeline.in_flight else 0)
                 return
             self._submit(record)
             if not self._pipeline.has_room:
                 return
+
+    def _poll_timeout_s(self) -> float:
+        if self._pipeline.in_flight:
+            return 0
+        return _COMMIT_WAIT_S if self._checkpoint_waits else _IDLE_POLL_S
 
     def _submit(self, record: Record) -> None:
         self._committed.setdefault(record.partition, record.offset)
@@ -241,59 +267,77 @@ class Loop:
             self._submit(record)
 
     def _hand_on(self) -> None:
-        while (outcome := self._pipeline.finished()) is not None and self._delivery.send(outcome):
+        while not self._checkpoint_is_full():
+            outcome = self._pipeline.finished()
+            if outcome is None or not self._delivery.send(outcome):
+                return
             self._pipeline.hand_out()
             self._positions[outcome.record.partition] = outcome.record.offset + 1
+            self._since_checkpoint += 1
+
+    def _checkpoint_is_full(self) -> bool:
+        return bool(self._positions) and self._since_checkpoint >= self._times.checkpoint_records
 
     def _checkpoint_due(self) -> bool:
-        return bool(self._positions) and self._clock() >= self._next_checkpoint_s
+        is_full = self._checkpoint_is_full() and not self._checkpoint_waits
+        return bool(self._positions) and (is_full or self._clock() >= self._next_checkpoint_s)
 
-    def _checkpoint(self) -> bool:
-        """Commit the positions; where that has to wait, keep them for the next try after a poll."""
+    def _checkpoint(self) -> float | None:
+        """Commit the positions; where that has to wait, keep them and return in how many seconds to try again."""
         begun_s = self._clock()
-        committed = self._delivery.commit(self._positions)
-        if committed:
-            self.checkpoints += 1
-            self._committed.update(self._positions)
-            self._positions.clear()
-            self._observer.checkpointed(self._clock() - begun_s)
-        self._checkpoint_waits = not committed
-        self._next_checkpoint_s = self._clock() + (self._times.checkpoint_interval_s if committed else _COMMIT_AGAIN_S)
-        return committed
+        self._activity.begin("a checkpoint", patience_s=_CLIENT_PATIENCE_S)
+        again_s = self._delivery.commit(self._positions)
+        self._checkpoint_waits = again_s is not None
+        if again_s is not None:
+            self._next_checkpoint_s = self._clock() + again_s
+            return again_s
+        self.checkpoints += 1
+        self._committed.update(self._positions)
+        self._positions.clear()
+        self._since_checkpoint = 0
+        self._next_checkpoint_s = self._clock() + self._times.checkpoint_interval_s
+        self._observer.checkpointed(self._clock() - begun_s)
+        return None
 
-    def _settle(self, partitions: Sequence[int], deadline_s: float, wait_for_group: Callable[[], object]) -> bool:
+    def _settle(self, partitions: Sequence[int], deadline_s: float, wait: Callable[[float], object]) -> bool:
         """Finish and commit what is in flight of these partitions; False where the time runs out.
 
-        `wait_for_group` is called before a commit that was refused is made again.
+        `wait` passes the seconds before a commit is tried again.
         """
         while self._pipeline.has(partitions):
             if self._clock() >= deadline_s:
                 return False
             self._activity.begin("settling")
             self._pipeline.wait(_OUTCOME_WAIT_S)
-            self._hand_on()
+            self._move_on()
         while any(partition in self._positions for partition in partitions):
             if self._clock() >= deadline_s:
                 return False
-            self._activity.begin("settling")
-            if not self._checkpoint():
-                wait_for_group()
+            again_s = self._checkpoint()
+            if again_s is not None:
+                wait(max(again_s, _OUTCOME_WAIT_S))
         return True
 
     def _settle_everything(self) -> None:
+        """Finish what is in flight, and commit it. Raises: `DrainTimeout`, with what is finished committed."""
+        deadline_s = self._clock() + self._times.drain_timeout_s
         try:
-            deadline_s = self._clock() + self._times.drain_timeout_s
             # A group that rebalances goes on only while its members poll; a record that comes is not taken in.
-            settled = self._settle(sorted(self._owned), deadline_s, lambda: self._source.poll(_COMMIT_AGAIN_S))
+            if self._settle(sorted(self._owned), deadline_s, self._source.poll):
+                return
+            self._hand_on()
+            committed = not self._positions or self._commit_by(self._clock() + _LAST_COMMIT_S)
         except Rewind as rewind:  # nothing of it was written, and nothing of it is committed
             log.warning("%s: left to the next worker", rewind)
             return
-        if settled:
-            return
-        self._hand_on()
-        unfinished = self._pipeline.in_flight
-        committed = not self._positions or self._checkpoint()
         raise DrainTimeout(
-            f"{unfinished} records were unfinished after {self._times.drain_timeout_s:g} s"
+            f"{self._pipeline.in_flight} records were unfinished after {self._times.drain_timeout_s:g} s"
             + ("" if committed else ", and what was finished could not be committed")
         )
+
+    def _commit_by(self, deadline_s: float) -> bool:
+        while (again_s := self._checkpoint()) is not None:
+            if self._clock() >= deadline_s:
+                return False
+            self._source.poll(max(again_s, _OUTCOME_WAIT_S))
+        return True

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
-from worker.records import Deleted, Embedded, Outcome, Rejected, Skipped
+from worker.records import Deleted, Embedded, Rejected, Skipped, SplitCause, Written
 
 _FAST_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _BATCH_IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -53,6 +53,15 @@ class Metrics:
             buckets=_FAST_S,
             registry=registry,
         )
+        self._split_batches = Counter(
+            "clip_worker_split_batches",
+            "Batches that the device refused and that were halved, by cause: out-of-memory, or error. "
+            "Out of memory: lower MAX_BATCH. Error: a record makes the model fail, see the dead letters.",
+            ["cause"],
+            registry=registry,
+        )
+        for cause in SplitCause:
+            self._split_batches.labels(cause.value)
         self._rebalances = Counter(
             "clip_worker_rebalances", "Rebalances that gave or took partitions.", ["kind"], registry=registry
         )
@@ -94,14 +103,16 @@ class Metrics:
         self._batch.observe(images)
         self._encode.observe(seconds)
 
-    def written(self, outcome: Outcome) -> None:
-        """Note an outcome that is acknowledged."""
-        self._records.labels(_OUTCOMES[type(outcome)]).inc()
-        match outcome:
-            case Embedded(embeddings=embeddings):
-                self._images.inc(len(embeddings))
-            case Rejected(reason=reason):
-                self._rejections.labels(reason.value).inc()
+    def split(self, cause: SplitCause) -> None:
+        """Note a batch that was halved."""
+        self._split_batches.labels(cause.value).inc()
+
+    def written(self, written: Written) -> None:
+        """Note an outcome that is durable."""
+        self._records.labels(_OUTCOMES[written.outcome]).inc()
+        self._images.inc(written.images)
+        if written.reason is not None:
+            self._rejections.labels(written.reason.value).inc()
 
     def checkpointed(self, seconds: float) -> None:
         """Note a checkpoint that was committed."""

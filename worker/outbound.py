@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from schemas.dead_letter import HEADER_PREFIX, DeadLetter, Reason, without_dlq
 from schemas.document import Document
 from schemas.embedding import Origin, pack_embedding
-from worker.records import Deleted, Embedded, Outbound, Outcome, Record, Rejected, Skipped
+from worker.records import Deleted, Embedded, Outbound, Outcome, Record, Rejected, Skipped, Written
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +15,11 @@ class Attempt:
 
     outcome: Outcome
     outbound: Outbound
+
+    @property
+    def size_bytes(self) -> int:
+        """Return how many bytes the input record and the one to write hold."""
+        return self.outcome.record.size_bytes + len(self.outbound.value or b"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +45,15 @@ class Outbox:
             case Skipped():
                 return None
 
-    def instead(self, refused: Attempt, reason: Reason, said: str) -> Attempt | None:
+    def instead(self, refused: Attempt, reason: Reason, limit_bytes: int) -> Attempt | None:
         """Return what is written instead of what the broker refused for `reason`, None where nothing is left.
 
-        That is a dead letter, or the dead letter without its value where that is what is too large.
+        That is a dead letter, or the dead letter without its value where that is what is too large. `limit_bytes` is
+        what the topic takes.
         """
         outcome, outbound = refused.outcome, refused.outbound
         if isinstance(outcome, Embedded | Deleted):
-            size = len(outbound.value or b"")
-            detail = f"{outbound.topic} refused {size} bytes stamped {outbound.timestamp_ms} ms: {said}"
-            rejected = Rejected(outcome.record, reason, detail)
+            rejected = Rejected(outcome.record, reason, _refusal(outbound, reason, limit_bytes))
             return Attempt(rejected, self._dead_letter(rejected))
         if reason is Reason.OUTPUT_TOO_LARGE and outbound.value:
             return Attempt(outcome, _without_value(outbound))
@@ -78,6 +82,18 @@ class Outbox:
         return Outbound(self.dead_letter_topic, record.key, record.value, None, letter.headers(record.headers))
 
 
+def _refusal(outbound: Outbound, reason: Reason, limit_bytes: int) -> str:
+    if reason is Reason.BAD_TIMESTAMP:
+        return (
+            f"{outbound.topic} refused the timestamp {outbound.timestamp_ms} ms: it is further from now than its "
+            "message.timestamp.before.max.ms or message.timestamp.after.max.ms allows"
+        )
+    return (
+        f"{outbound.topic} refused {len(outbound.value or b'')} bytes: with key and headers that exceeds its "
+        f"max.message.bytes={limit_bytes}"
+    )
+
+
 def _without_value(dead_letter: Outbound) -> Outbound:
     value = dead_letter.value or b""
     facts = {
@@ -87,6 +103,17 @@ def _without_value(dead_letter: Outbound) -> Outbound:
     }
     told = tuple((HEADER_PREFIX + name, text.encode()) for name, text in facts.items())
     return replace(dead_letter, value=None, headers=dead_letter.headers + told)
+
+
+def written(outcome: Outcome) -> Written:
+    """Return what is left of an outcome once it is durable."""
+    match outcome:
+        case Embedded(embeddings=embeddings):
+            return Written(Embedded, images=len(embeddings))
+        case Rejected(reason=reason):
+            return Written(Rejected, reason=reason)
+        case Deleted() | Skipped():
+            return Written(type(outcome))
 
 
 def _key(record: Record, document: Document) -> bytes | None:

@@ -5,6 +5,7 @@ what has been dropped gets none, however late its threads finish. `submit`, `fin
 `drop` belong to the main thread; the line is its alone. The other threads only see queues.
 """
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -20,17 +21,25 @@ import numpy.typing as npt
 from schemas.dead_letter import Reason
 from worker.activity import Activity
 from worker.batcher import Batch, Batcher, Closed
-from worker.errors import ThreadDied
-from worker.records import Deleted, Embedded, Outcome, Prepared, Record, Rejected, Skipped
+from worker.errors import DeviceError, OutOfMemory, ProcessError, ThreadDied
+from worker.records import Deleted, Embedded, Outcome, Prepared, Record, Rejected, Skipped, SplitCause
 
-Prepare = Callable[[Record], Prepared | Rejected | Deleted | Skipped]
+log = logging.getLogger(__name__)
+
+Beat = Callable[[], None]
+"""Called as a sign of life by what may take long."""
+
+Prepare = Callable[[Record, Beat], Prepared | Rejected | Deleted | Skipped]
 
 
 class Encodes(Protocol):
     """What embeds a batch; see `worker.encoder.Encoder`."""
 
     def encode(self, pixels: npt.NDArray[np.uint8], preprocessed: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Return float32 [N + M, D] of uint8 [N, R, R, 3] and float32 [M, R, R, 3]."""
+        """Return float32 [N + M, D] of uint8 [N, R, R, 3] and float32 [M, R, R, 3].
+
+        Raises: `OutOfMemory`, and whatever else the model raises.
+        """
 
 
 class Observer(Protocol):
@@ -41,6 +50,9 @@ class Observer(Protocol):
 
     def encoded(self, images: int, seconds: float) -> None:
         """Note a batch."""
+
+    def split(self, cause: SplitCause) -> None:
+        """Note a batch that was halved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +124,7 @@ class Pipeline:
     def finished(self) -> Outcome | None:
         """Return the outcome at the head of the line, if it is there; it stays until `hand_out`.
 
-        Raises: `ThreadDied` with what a thread of the pipeline raised.
+        Raises: `DeviceError`, or `ThreadDied` with what else a thread of the pipeline raised.
         """
         self.wait(0)
         return self._line[0].outcome if self._line else None
@@ -124,7 +136,7 @@ class Pipeline:
     def wait(self, timeout_s: float) -> None:
         """Wait until a record is finished, whatever its place in line, or the time is up.
 
-        Raises: `ThreadDied`.
+        Raises: `DeviceError`, `ThreadDied`.
         """
         try:
             self._note(self._done.get(timeout=timeout_s) if timeout_s else self._done.get_nowait())
@@ -163,6 +175,8 @@ class Pipeline:
                 raise ThreadDied(f"still at work {timeout_s:g} s after the session's end: {activity}")
 
     def _note(self, done: tuple[_Place, Outcome] | Exception) -> None:
+        if isinstance(done, ProcessError):
+            raise done
         if isinstance(done, Exception):
             raise ThreadDied(f"a thread of the pipeline failed: {type(done).__name__}: {done}") from done
         place, outcome = done
@@ -180,9 +194,11 @@ class Pipeline:
 
     def _prepare_all(self, activity: Activity) -> None:
         while (place := self._inbox.get()) is not None and not self._closing:
-            activity.begin(place.record)
-            prepared = self._prepare(place.record)
-            self._observer.prepared(activity.busy_s)
+            begun_s = time.monotonic()
+            beat = partial(activity.begin, place.record)
+            beat()
+            prepared = self._prepare(place.record, beat)
+            self._observer.prepared(time.monotonic() - begun_s)
             activity.end()
             if isinstance(prepared, Prepared):
                 self._batcher.put(prepared, partial(self._finish, place))
@@ -192,19 +208,54 @@ class Pipeline:
     def _encode_all(self, activity: Activity) -> None:
         while not self._closing:
             batch = self._batcher.take()
-            activity.begin(f"a batch of {len(batch.owners)} images")
-            self._encode(batch)
-            self._observer.encoded(len(batch.owners), activity.busy_s)
+            self._encode(batch, activity)
             activity.end()
 
-    def _encode(self, batch: Batch) -> None:
-        embeddings = self._encoder.encode(batch.pixels, batch.preprocessed)
+    def _encode(self, batch: Batch, activity: Activity) -> None:
+        """Embed a batch; one that the device refuses in halves, down to the one image that is at fault.
+
+        Raises: `DeviceError` where the device is.
+        """
+        activity.begin(f"a batch of {len(batch.owners)} images")
+        begun_s = time.monotonic()
+        embeddings = self._embeddings(batch)
+        if isinstance(embeddings, Exception):
+            self._split(batch, embeddings, activity)
+            return
+        self._observer.encoded(len(batch.owners), time.monotonic() - begun_s)
         for (job, index), embedding in zip(batch.owners, embeddings, strict=True):
             job.fill(index, embedding)
 
-    def _finish(self, place: _Place, embedded: Embedded) -> None:
-        outcome: Outcome = embedded
-        if not np.isfinite(embedded.embeddings).all():
+    def _embeddings(self, batch: Batch) -> npt.NDArray[np.float32] | Exception:
+        try:
+            return self._encoder.encode(batch.pixels, batch.preprocessed)
+        except Exception as error:  # noqa: BLE001 - the model: what it raises is one image's fault, or the device's
+            # Without its frames, which hold the tensors of a batch that there was no memory for.
+            return error.with_traceback(None)
+
+    def _split(self, batch: Batch, error: Exception, activity: Activity) -> None:
+        if len(batch.owners) == 1:
+            self._blame(batch, error)
+            return
+        cause = SplitCause.OUT_OF_MEMORY if isinstance(error, OutOfMemory) else SplitCause.ERROR
+        log.warning("%s in a batch of %d images, which is halved: %s", cause, len(batch.owners), error)
+        self._observer.split(cause)
+        for half in batch.halves():
+            self._encode(half, activity)
+
+    def _blame(self, batch: Batch, error: Exception) -> None:
+        """Pin an error to the one image of a batch. Raises: `DeviceError` where a plain image meets it too."""
+        said = f"{type(error).__name__}: {error}"
+        if isinstance(error, OutOfMemory):
+            raise DeviceError(f"no memory for one image: {error}")
+        plain = np.zeros((1, *batch.pixels.shape[1:]), np.uint8)
+        if isinstance(self._embeddings(Batch(plain, batch.preprocessed[:0], ())), Exception):
+            raise DeviceError(f"the device fails at every image: {said}")
+        [(job, _)] = batch.owners
+        job.fail(f"the model fails at an image of this record: {said}")
+
+    def _finish(self, place: _Place, outcome: Outcome) -> None:
+        if isinstance(outcome, Embedded) and not np.isfinite(outcome.embeddings).all():
             detail = "the model's embedding has values that are not finite"
-            outcome = Rejected(embedded.record, Reason.NOT_FINITE, detail)
+            outcome = Rejected(outcome.record, Reason.NOT_FINITE, detail)
         self._done.put((place, outcome))

@@ -21,6 +21,10 @@ Preprocess = Callable[[bytes | Pixels], Pixels]
 _DIMENSIONS = 3
 
 
+def _nothing() -> None:
+    """Do nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Preparer:
     """Unpack, check and preprocess one record. Has no state, so any number of threads may share it."""
@@ -30,18 +34,21 @@ class Preparer:
     default_paths: TraversalPaths
     limits: DocumentLimits
 
-    def prepare(self, record: Record) -> Prepared | Rejected | Deleted | Skipped:
-        """Return the record with its images ready for the encoder, or its outcome."""
+    def prepare(self, record: Record, beat: Callable[[], None] = _nothing) -> Prepared | Rejected | Deleted | Skipped:
+        """Return the record with its images ready for the encoder, or its outcome; `beat` is called at each image."""
         try:
             if record.value is None:
                 return self._delete(record)
             document = read_document(record.value, self._paths(record), self.limits)
-            images = tuple(self._image(image) for image in document.images())
+            images: list[Pixels | Preprocessed] = []
+            for image in document.images():
+                beat()
+                images.append(self._image(image))
         except Rejection as rejection:
             return Rejected(record, rejection.reason, rejection.detail)
         if not images:
             return Skipped(record)
-        return Prepared(record, document, images)
+        return Prepared(record, document, tuple(images))
 
     def _delete(self, record: Record) -> Deleted:
         if record.key is None:

@@ -4,6 +4,7 @@ All are immutable; each belongs to whoever holds it.
 """
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 import numpy as np
 import numpy.typing as npt
@@ -87,6 +88,25 @@ class Skipped:
 
 
 Outcome = Embedded | Rejected | Deleted | Skipped
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What is left of an outcome that is durable: no bytes, so that a long transaction holds no pictures.
+
+    `images` is how many embeddings it had, `reason` why it is a dead letter.
+    """
+
+    outcome: type[Outcome]
+    images: int = 0
+    reason: Reason | None = None
+
+
+class SplitCause(StrEnum):
+    """Why a batch was halved: the device had no memory for it, or the model failed at something in it."""
+
+    OUT_OF_MEMORY = "out-of-memory"
+    ERROR = "error"
 
 
 @dataclass(frozen=True, slots=True)

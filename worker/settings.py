@@ -73,6 +73,9 @@ class Settings(BaseSettings):
 
     delivery: Literal["at-least-once", "exactly-once"] = Field("at-least-once", description="delivery guarantee")
     checkpoint_interval_s: Seconds = Field(1.0, description="seconds between checkpoints")
+    checkpoint_records: PositiveInt = Field(
+        10_000, description="records after which a checkpoint is made before its time"
+    )
     transactional_id: Name | None = Field(
         None, description="transactional id under exactly-once; unique to the process unless set"
     )
@@ -111,6 +114,14 @@ class Settings(BaseSettings):
     )
     in_flight_bytes: Annotated[ByteSize, Field(gt=0)] = Field(
         ByteSize(256 * 2**20), description="bytes of records taken in and not finished"
+    )
+
+    max_rejected_share: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="share of dead letters, over the window, at which the worker stops; no limit unless set"
+    )
+    rejected_share_window: PositiveInt = Field(1_000, description="the last records that this share is taken over")
+    max_rejected_in_a_row: PositiveInt | None = Field(
+        None, description="dead letters one after the other at which the worker stops; no limit unless set"
     )
 
     drain_timeout_s: Seconds = Field(30.0, description="seconds that a stop may take to finish what is in flight")

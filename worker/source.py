@@ -2,6 +2,8 @@
 
 Guarantees: the rebalance callbacks run inside `poll` and never raise; what goes wrong in them is
 raised by the `poll` that they ran in. A partition is given up only after its listener settled it.
+No call waits for a broker without a limit. The client's own synchronous commit has none (seen: over six
+minutes at a suspended broker), so a commit is sent, and then the group is asked what it has.
 """
 
 import json
@@ -13,7 +15,7 @@ from typing import Protocol
 from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from schemas.dead_letter import Headers
-from worker.clients import Properties
+from worker.clients import Properties, failure
 from worker.errors import ClientFailed, PartitionsLost
 from worker.records import Record
 
@@ -36,6 +38,9 @@ _COMMIT_AGAIN = frozenset(
         KafkaError._NO_OFFSET,
     }
 )
+_COMMIT_AGAIN_S = 0.1
+_COMMITTED_S = 1.0
+
 # What the consumer reports and mends by itself, or follows up with the lost callback.
 _PASSING = frozenset({KafkaError._MAX_POLL_EXCEEDED, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN})
 
@@ -73,7 +78,8 @@ class Source:
         self._on_state = on_state
         self._failure: Exception | None = None
         self._closing = False
-        self._consumer = Consumer({**properties, "stats_cb": self._read_statistics}, logger=log)
+        callbacks = {"stats_cb": self._read_statistics, "on_commit": self._note_commit}
+        self._consumer = Consumer({**properties, **callbacks}, logger=log)
 
     def subscribe(self, listener: RebalanceListener) -> None:
         """Join the group, and tell the listener of partitions that come and go."""
@@ -97,21 +103,31 @@ class Source:
         if error is None:
             return self._record(message)
         if error.fatal() or error.code() not in _PASSING:
-            raise ClientFailed(f"consumer of {self._topic}: {error}")
+            raise failure(f"consumer of {self._topic}", error)
         log.warning("consumer: %s", error)
         return None
 
-    def commit(self, positions: Mapping[int, int]) -> bool:
-        """Commit the next offset of each partition; False where the group refused it for now.
+    def commit(self, positions: Mapping[int, int]) -> float | None:
+        """Commit the next offset of each partition; None once the group has them, else when to call again, in seconds.
 
-        Raises: `ClientFailed`.
+        A refusal for good is raised by the next `poll`.
         """
+        wanted = self.offsets(positions)
         try:
-            answers = self._consumer.commit(offsets=self.offsets(positions), asynchronous=False)
+            self._consumer.commit(offsets=wanted, asynchronous=True)
+            known = self._consumer.committed(wanted, timeout=_COMMITTED_S)
         except KafkaException as exception:
-            return self._may_try_again(exception.args[0])
-        refused = [answer.error for answer in answers if answer.error is not None]
-        return all(self._may_try_again(error) for error in refused)
+            log.warning("commit: %s", exception.args[0])
+            return _COMMIT_AGAIN_S
+        return None if all(it.offset >= positions[it.partition] for it in known) else _COMMIT_AGAIN_S
+
+    def _note_commit(self, error: KafkaError | None, partitions: Sequence[TopicPartition]) -> None:
+        for refusal in (error, *(it.error for it in partitions)):
+            if refusal is None:
+                continue
+            log.warning("commit refused: %s", refusal)
+            if not (refusal.code() in _COMMIT_AGAIN or refusal.retriable()):
+                self._failure = self._failure or failure(f"commit to the group of {self._topic}", refusal)
 
     def rewind(self, positions: Mapping[int, int]) -> None:
         """Let the next records of these partitions be those at these offsets.
@@ -144,13 +160,6 @@ class Source:
         """Leave the group. Nothing is settled any more."""
         self._closing = True
         self._consumer.close()
-
-    def _may_try_again(self, error: KafkaError) -> bool:
-        """Return False, which says: not committed, try again."""
-        if error.code() in _COMMIT_AGAIN or error.retriable():
-            log.warning("commit refused for now: %s", error)
-            return False
-        raise ClientFailed(f"commit to group of {self._topic}: {error}")
 
     def _lose(self, partitions: Sequence[int]) -> None:
         raise PartitionsLost(f"lost partitions {sorted(partitions)} of {self._topic}")

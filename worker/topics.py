@@ -1,5 +1,6 @@
 """The three topics as they are on the brokers: whether they exist, their limits, the rights on them."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 
@@ -7,12 +8,17 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient, ConfigEntry, ConfigResource, ResourceType
 
 from worker.clients import HEADER_ROOM_BYTES
-from worker.errors import KafkaSetupError
+from worker.errors import KafkaSetupError, NoBrokerAnswers
 from worker.records import TimestampWindow, TopicLimits
 from worker.settings import Settings
 
+log = logging.getLogger(__name__)
+
 # What a record may hold beside one image of the largest size: ids, tags, smaller images.
 DOCUMENT_ROOM_BYTES = 1024 * 1024
+
+# An embedding of 512 numbers, its id and its headers; a dead letter's detail and its other headers.
+SMALLEST_BYTES = 4096
 
 _ANSWER_S = 30.0
 _CONFIG_ANSWER_S = 10.0
@@ -25,12 +31,12 @@ def list_topics(admin: AdminClient, settings: Settings) -> Mapping[str, int]:
     """Return the number of partitions of every topic that this client may see.
 
     Asks for all topics: asking for one by name can make it.
-    Raises: `KafkaSetupError` that names the brokers that don't answer.
+    Raises: `NoBrokerAnswers`, with their addresses.
     """
     try:
         found = admin.list_topics(timeout=_ANSWER_S).topics
     except KafkaException as exception:
-        raise KafkaSetupError(
+        raise NoBrokerAnswers(
             f"no broker answers at {settings.bootstrap_servers} within {_ANSWER_S:g} s: {exception.args[0].str()}"
         ) from exception
     return {name: len(topic.partitions) for name, topic in found.items()}
@@ -39,7 +45,7 @@ def list_topics(admin: AdminClient, settings: Settings) -> Mapping[str, int]:
 def find_topics(admin: AdminClient, settings: Settings) -> Mapping[str, int]:
     """Return the number of partitions of each of the three topics.
 
-    Raises: `KafkaSetupError` that names the brokers that don't answer, or the topics that are missing.
+    Raises: `NoBrokerAnswers`; `KafkaSetupError` that names the topics that are missing.
     """
     there = list_topics(admin, settings)
     wanted = (settings.input_topic, settings.output_topic, settings.dead_letter_topic)
@@ -75,6 +81,30 @@ def _limits(entries: Mapping[str, ConfigEntry]) -> TopicLimits:
     default = TimestampWindow()
     window = TimestampWindow(values.get(_BEFORE, default.before_ms), values.get(_AFTER, default.after_ms))
     return TopicLimits(values[MAX_BYTES], window)
+
+
+def check_limits(limits: Mapping[str, TopicLimits], settings: Settings) -> None:
+    """Warn of a topic that takes less than the largest record that the settings allow.
+
+    Raises: `KafkaSetupError` where it can't even take a plain embedding, or a dead letter without its value.
+    """
+    needed = needed_message_bytes(settings)
+    for topic, limit in limits.items():
+        if limit.max_message_bytes < SMALLEST_BYTES:
+            raise KafkaSetupError(
+                f"{topic}: {MAX_BYTES}={limit.max_message_bytes} is under {SMALLEST_BYTES}, what a plain embedding or "
+                "a dead letter without its value takes: `clip-worker topics` raises it"
+            )
+        if limit.max_message_bytes < needed[topic]:
+            log.warning(
+                "%s: %s=%d is under %d, the largest record with WORKER_MAX_IMAGE_BYTES=%d: "
+                "`clip-worker topics` raises it",
+                topic,
+                MAX_BYTES,
+                limit.max_message_bytes,
+                needed[topic],
+                settings.max_image_bytes,
+            )
 
 
 def needed_message_bytes(settings: Settings) -> Mapping[str, int]:

@@ -12,16 +12,20 @@ from typing import NoReturn, Protocol
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
-from worker.clients import Properties
-from worker.dispatch import Dispatch, is_refusal_of_batch, refusal, said
-from worker.errors import ClientFailed, Rewind
-from worker.outbound import Attempt, Outbox
-from worker.records import Outcome, TopicLimits
+from worker.clients import Properties, failure
+from worker.dispatch import Dispatch, is_refusal_of_batch, refusal, said, unwritable
+from worker.errors import ClientFailed, KafkaSetupError, Rewind
+from worker.outbound import Attempt, Outbox, written
+from worker.records import Outcome, TopicLimits, Written
 
 log = logging.getLogger(__name__)
 
+# How long one call may keep the main thread, which has to take in meanwhile. The client goes on with what
+# a call began when it is made again; not so with offsets and aborts, which get the time that they need.
+_OPEN_S = 1.0
+_COMMIT_S = 0.02
 _CALL_S = 10.0
-_START_S = 60.0
+_AGAIN_S = 0.1
 
 Place = tuple[int, int]
 """An input record's partition and offset."""
@@ -46,12 +50,11 @@ class ExactlyOnce:
         limits: Mapping[str, TopicLimits],
         outbox: Outbox,
         source: Offsets,
-        on_written: Callable[[Outcome], None],
+        on_written: Callable[[Written], None],
     ) -> None:
-        """Connect the producer, and fence an older one of the same transactional id.
+        """Connect the producer.
 
-        `limits` are what each topic admits, `on_written` is told every outcome of a transaction that is
-        committed. Raises: `ClientFailed`.
+        `limits` are what each topic admits, `on_written` is told every outcome of a transaction that is committed.
         """
         self._dispatch = Dispatch(properties, limits, self._note)
         self._producer = self._dispatch.producer
@@ -60,25 +63,31 @@ class ExactlyOnce:
         self._on_written = on_written
         self._begun = False
         self._committing = False
-        self._sent: list[Outcome] = []
+        self._sent: list[Written] = []
         # What the broker refused is known in the second try, or it would be refused for ever.
         self._suspects: set[Place] = set()  # refused with their whole batch: they travel alone
         self._instead: dict[Place, Attempt] = {}  # refused alone
         self._broken: str | None = None  # why the transaction must be aborted
-        self._failure: ClientFailed | None = None
-        self._call(self._producer.init_transactions, _START_S)
+        self._failure: ClientFailed | KafkaSetupError | None = None
+
+    def open(self) -> bool:
+        """Fence an older producer of the same transactional id; False where that has to be tried again.
+
+        Raises: `ClientFailed`, `KafkaSetupError`.
+        """
+        return self._call(self._producer.init_transactions, _OPEN_S)
 
     def send(self, outcome: Outcome) -> bool:
         """Hand an outcome to the transaction; False where it has to wait: then send it again later.
 
-        Raises: `Rewind`, `ClientFailed`.
+        Raises: `Rewind`, `ClientFailed`, `KafkaSetupError`.
         """
         self._poll()
         if self._committing:
             return False
         attempt = self._attempt(outcome)
         if attempt is None:
-            self._sent.append(outcome)
+            self._sent.append(written(outcome))
             return True
         self._begin()
         try:
@@ -86,33 +95,33 @@ class ExactlyOnce:
         except KafkaException as exception:  # the client knows already that the transaction is broken
             self._abort(str(said(exception)))
         if sent:
-            self._sent.append(attempt.outcome)
+            self._sent.append(written(attempt.outcome))
         return sent
 
-    def commit(self, positions: Mapping[int, int]) -> bool:
-        """Wait a moment for the acknowledgements, then commit; False where it has to be tried again.
+    def commit(self, positions: Mapping[int, int]) -> float | None:
+        """Wait a moment for the acknowledgements, then commit; None once that is done, else when to call again.
 
-        Raises: `Rewind`, `ClientFailed`.
+        Raises: `Rewind`, `ClientFailed`, `KafkaSetupError`.
         """
         self._dispatch.flush()
         self._poll()
         if self._dispatch.unacknowledged:
-            return False
+            return 0.0
         if not self._committing:
             self._begin()
             offsets, member = self._source.offsets(positions), self._source.group_metadata()
             if not self._call(self._producer.send_offsets_to_transaction, offsets, member, _CALL_S):
-                return False
+                return _AGAIN_S
             self._committing = True
-        if not self._call(self._producer.commit_transaction, _CALL_S):
-            return False
+        if not self._call(self._producer.commit_transaction, _COMMIT_S):
+            return 0.0
         self._begun = self._committing = False
-        for outcome in self._sent:
-            self._on_written(outcome)
-            self._suspects.discard(_place(outcome))
-            self._instead.pop(_place(outcome), None)
+        for each in self._sent:
+            self._on_written(each)
         self._sent.clear()
-        return True
+        self._suspects = {place for place in self._suspects if not _is_before(place, positions)}
+        self._instead = {place: it for place, it in self._instead.items() if not _is_before(place, positions)}
+        return None
 
     def abandon(self) -> None:
         """Abort the transaction: outcomes whose offsets are not to follow may not be seen.
@@ -153,13 +162,14 @@ class ExactlyOnce:
             return
         place = _place(attempt.outcome)
         reason = refusal(error) if alone else None
-        instead = None if reason is None else self._outbox.instead(attempt, reason, error.str())
+        limit_bytes = self._dispatch.limit_bytes(attempt.outbound.topic)
+        instead = None if reason is None else self._outbox.instead(attempt, reason, limit_bytes)
         if instead is not None:
             self._instead[place] = instead
         elif is_refusal_of_batch(error) and not alone:
             self._suspects.add(place)
         elif not error.txn_requires_abort():
-            self._failure = ClientFailed(f"record for {attempt.outbound.topic} was not written: {error}")
+            self._failure = unwritable(attempt, error, limit_bytes)
         self._broken = self._broken or f"output of {attempt.outcome.record}: {error.str()}"
 
     def _call(self, call: Callable[..., object], *arguments: object) -> bool:
@@ -174,8 +184,9 @@ class ExactlyOnce:
             if error.txn_requires_abort():
                 self._abort(error.str())
             if not error.retriable():
-                raise ClientFailed(f"transaction: {error}") from exception
-            log.warning("transaction: %s; trying again", error)
+                raise failure("transaction", error) from exception
+            if error.code() != KafkaError._TIMED_OUT:
+                log.warning("transaction: %s; trying again", error)
             return False
         return True
 
@@ -194,6 +205,11 @@ class ExactlyOnce:
 
 def _place(outcome: Outcome) -> Place:
     return outcome.record.partition, outcome.record.offset
+
+
+def _is_before(place: Place, positions: Mapping[int, int]) -> bool:
+    partition, offset = place
+    return offset < positions.get(partition, 0)
 
 
 # What every record of a transaction that is given up reports.

@@ -157,17 +157,28 @@ def test_a_record_that_was_replayed_has_one_set_of_dead_letter_headers() -> None
 
 # What the broker refuses.
 
+TIMESTAMP_REFUSED = (
+    "the timestamp 1700000000000 ms: it is further from now than its "
+    "message.timestamp.before.max.ms or message.timestamp.after.max.ms allows"
+)
 
-@pytest.mark.parametrize("reason", [Reason.OUTPUT_TOO_LARGE, Reason.BAD_TIMESTAMP])
-def test_an_embedding_that_the_broker_refuses_becomes_a_dead_letter(reason: Reason) -> None:
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        (Reason.OUTPUT_TOO_LARGE, "{bytes} bytes: with key and headers that exceeds its max.message.bytes=4096"),
+        (Reason.BAD_TIMESTAMP, TIMESTAMP_REFUSED),
+    ],
+)
+def test_an_embedding_that_the_broker_refuses_becomes_a_dead_letter(reason: Reason, said: str) -> None:
     embedded = Embedded(_record(), Document("a", memoryview(b"x")), np.ones((1, 2), np.float32))
     value = pack_embedding(embedded.document, embedded.embeddings, ORIGIN)
     outbound = OUTBOX.outbound(embedded)
     assert outbound is not None
 
-    instead = OUTBOX.instead(Attempt(embedded, outbound), reason, "Broker: no")
+    instead = OUTBOX.instead(Attempt(embedded, outbound), reason, 4_096)
 
-    detail = f"embeddings refused {len(value)} bytes stamped 1700000000000 ms: Broker: no"
+    detail = "embeddings refused " + said.format(bytes=len(value))
     assert instead == Attempt(
         Rejected(embedded.record, reason, detail),
         Outbound("dead-letters", b"key", b"\x00 not msgpack", None, _dlq(detail, reason.value)),
@@ -179,9 +190,9 @@ def test_a_deletion_that_the_broker_refuses_becomes_a_dead_letter() -> None:
     outbound = OUTBOX.outbound(deleted)
     assert outbound is not None
 
-    instead = OUTBOX.instead(Attempt(deleted, outbound), Reason.BAD_TIMESTAMP, "Broker: no")
+    instead = OUTBOX.instead(Attempt(deleted, outbound), Reason.BAD_TIMESTAMP, 4_096)
 
-    detail = "embeddings refused 0 bytes stamped 1700000000000 ms: Broker: no"
+    detail = f"embeddings refused {TIMESTAMP_REFUSED}"
     assert instead == Attempt(
         Rejected(deleted.record, Reason.BAD_TIMESTAMP, detail),
         Outbound("dead-letters", b"key", None, None, _dlq(detail, "bad-timestamp")),
@@ -194,7 +205,7 @@ def test_a_dead_letter_that_is_too_large_is_written_without_its_value() -> None:
     outbound = OUTBOX.outbound(rejected)
     assert outbound is not None
 
-    instead = OUTBOX.instead(Attempt(rejected, outbound), Reason.OUTPUT_TOO_LARGE, "Broker: no")
+    instead = OUTBOX.instead(Attempt(rejected, outbound), Reason.OUTPUT_TOO_LARGE, 4_096)
 
     omitted = (
         ("dlq.value-omitted", b"true"),
@@ -217,4 +228,4 @@ def test_nothing_stands_in_for_a_dead_letter_that_is_refused_otherwise(value: by
     outbound = OUTBOX.outbound(rejected)
     assert outbound is not None
 
-    assert OUTBOX.instead(Attempt(rejected, outbound), reason, "Broker: no") is None
+    assert OUTBOX.instead(Attempt(rejected, outbound), reason, 4_096) is None

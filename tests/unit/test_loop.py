@@ -1,5 +1,5 @@
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import pytest
@@ -10,7 +10,8 @@ from worker.loop import Loop, Times
 from worker.records import Outcome, Record, Skipped
 
 NEVER = float("inf")
-TIMES = Times(checkpoint_interval_s=1, drain_timeout_s=3, revoke_timeout_s=2)
+AGAIN_S = 0.1
+TIMES = Times(checkpoint_interval_s=1, checkpoint_records=1_000, drain_timeout_s=3, revoke_timeout_s=2)
 
 
 def _record(offset: int, partition: int = 0) -> Record:
@@ -151,6 +152,7 @@ class _Delivery:
     sent: list[Record] = field(default_factory=list)
     tried: list[tuple[float, dict[int, int]]] = field(default_factory=list)
     committed: list[tuple[float, dict[int, int]]] = field(default_factory=list)
+    opens: Iterator[bool] = field(default_factory=lambda: iter(()))
 
     def send(self, outcome: Outcome) -> bool:
         if not self.accepts(outcome.record):
@@ -159,13 +161,16 @@ class _Delivery:
         self.events.append(("sent", outcome.record.partition, outcome.record.offset))
         return True
 
-    def commit(self, positions: Mapping[int, int]) -> bool:
+    def open(self) -> bool:
+        return next(self.opens, True)
+
+    def commit(self, positions: Mapping[int, int]) -> float | None:
         self.tried.append((self.clock.now_s, dict(positions)))
         if not self.commits():
-            return False
+            return AGAIN_S
         self.committed.append((self.clock.now_s, dict(positions)))
         self.events.append(("committed", dict(positions)))
-        return True
+        return None
 
     def abandon(self) -> None:
         self.events.append(("abandoned",))
@@ -312,9 +317,40 @@ def test_a_checkpoint_holds_all_that_was_handed_on_since_the_last() -> None:
     assert [positions for _, positions in session.delivery.committed] == [{0: 6}, {0: 7, 1: 41}, {0: 8}]
 
 
+def test_a_checkpoint_is_made_before_its_time_once_it_holds_enough_records() -> None:
+    session = _Session(times=replace(TIMES, checkpoint_interval_s=60, checkpoint_records=3))
+    session.comes(0.0, _record(0))
+    session.comes(1.0, *[_record(offset) for offset in range(1, 8)])
+
+    session.run(until_s=2)
+
+    assert [positions for _, positions in session.delivery.committed] == [{0: 1}, {0: 4}, {0: 7}, {0: 8}]
+    assert session.delivery.committed[1][0] < 1.1
+
+
+def test_nothing_is_taken_in_before_the_producer_is_open() -> None:
+    session = _Session()
+    session.delivery.opens = iter([False, False, True])
+    session.comes(0.0, _record(5))
+
+    session.run(until_s=2)
+
+    assert session.delivery.last == {0: 6}
+    assert next(session.delivery.opens, None) is None
+
+
+def test_a_stop_before_the_producer_is_open_ends_at_once() -> None:
+    session = _Session()
+    session.delivery.opens = iter([False])
+
+    session.run(until_s=0)
+
+    assert (session.events, session.source.polls) == ([], [])
+
+
 @pytest.mark.parametrize("interval_s", [0.2, 1, 5])
 def test_an_idle_worker_commits_its_last_offsets_within_two_intervals(interval_s: float) -> None:
-    session = _Session(times=Times(interval_s, drain_timeout_s=3, revoke_timeout_s=2))
+    session = _Session(times=replace(TIMES, checkpoint_interval_s=interval_s))
     session.comes(0.0, _record(5))
     session.comes(0.1, _record(6), _record(7))
 
@@ -404,7 +440,7 @@ def test_a_revoked_partition_is_settled_before_it_is_given_up() -> None:
 
 
 def test_what_was_handed_on_of_a_revoked_partition_is_committed_before_it_is_given_up() -> None:
-    session = _Session(times=Times(checkpoint_interval_s=60, drain_timeout_s=3, revoke_timeout_s=2))
+    session = _Session(times=replace(TIMES, checkpoint_interval_s=60))
     session.comes(0.0, _record(5))
     session.comes(0.3, _record(6))
     session.source.revoke(0.6, 0)
@@ -431,6 +467,24 @@ def test_a_commit_that_is_refused_while_a_partition_is_revoked_is_made_again() -
 
     assert session.events == [("assigned", 2), ("sent", 0, 5), ("committed", {0: 6}), ("revoked", 1)]
     assert session.clock.now_s < 3
+
+
+def test_a_commit_under_way_is_ended_before_what_finishes_meanwhile_is_handed_on_and_settled() -> None:
+    session = _Session(commits=lambda: session.clock.now_s > 0.5)
+    session.comes(0.0, _record(5))
+    session.comes(0.2, _record(6))
+    session.source.revoke(0.3, 0)
+
+    session.run(until_s=3)
+
+    assert session.events == [
+        ("assigned", 2),
+        ("sent", 0, 5),
+        ("committed", {0: 6}),
+        ("sent", 0, 6),
+        ("committed", {0: 7}),
+        ("revoked", 1),
+    ]
 
 
 def test_what_is_in_flight_of_other_partitions_stays_in_flight() -> None:
@@ -460,6 +514,7 @@ def test_what_can_not_be_settled_in_time_is_dropped_and_not_committed() -> None:
     assert session.events == [
         ("assigned", 2),
         ("sent", 0, 5),
+        ("committed", {0: 6}),
         ("revoked", 1),
         ("abandoned",),
         ("sent", 1, 40),
@@ -515,7 +570,7 @@ def test_a_rebalance_that_takes_nothing_commits_nothing() -> None:
 
 @pytest.mark.parametrize("error", [PartitionsLost("lost [0]"), ClientFailed("consumer: fatal")], ids=["lost", "fatal"])
 def test_what_ends_a_session_is_raised_and_nothing_is_committed_any_more(error: Exception) -> None:
-    session = _Session(times=Times(checkpoint_interval_s=60, drain_timeout_s=3, revoke_timeout_s=2))
+    session = _Session(times=replace(TIMES, checkpoint_interval_s=60))
     session.comes(0.0, _record(5))
     session.comes(0.5, _record(6))
     session.source.coming.append((1.0, error))
@@ -543,7 +598,7 @@ def test_a_stop_finishes_what_is_in_flight_and_takes_nothing_more_in() -> None:
 
 
 def test_a_stop_commits_at_once_whatever_the_interval() -> None:
-    session = _Session(times=Times(checkpoint_interval_s=60, drain_timeout_s=3, revoke_timeout_s=2))
+    session = _Session(times=replace(TIMES, checkpoint_interval_s=60))
     session.comes(0.0, _record(5))
     session.comes(0.5, _record(6))
 

@@ -10,9 +10,20 @@ import pytest
 from schemas.dead_letter import Reason
 from schemas.document import Document
 from worker.batcher import Batcher, Closed
-from worker.errors import ThreadDied
-from worker.pipeline import Limits, Pipeline, Prepare
-from worker.records import Deleted, Embedded, Outcome, Pixels, Prepared, Preprocessed, Record, Rejected, Skipped
+from worker.errors import DeviceError, OutOfMemory, ThreadDied
+from worker.pipeline import Beat, Limits, Pipeline, Prepare
+from worker.records import (
+    Deleted,
+    Embedded,
+    Outcome,
+    Pixels,
+    Prepared,
+    Preprocessed,
+    Record,
+    Rejected,
+    Skipped,
+    SplitCause,
+)
 
 PATIENCE_S = 10.0  # how long a test waits for what has to come
 SIDE = 2
@@ -29,7 +40,7 @@ def _image(byte: int) -> Pixels | Preprocessed:
     return np.full(shape, byte, np.uint8) if byte < 128 else np.full(shape, byte - 128, np.float32)
 
 
-def _prepare(record: Record) -> Prepared | Skipped | Deleted:
+def _prepare(record: Record, _: Beat) -> Prepared | Skipped | Deleted:
     """Make the images that the record's value says; none at all is skipped, and a null value deletes."""
     if record.value is None:
         return Deleted(record)
@@ -69,6 +80,7 @@ class _Observer:
         self.records = 0
         self.images = 0
         self.seconds: list[float] = []
+        self.splits: list[SplitCause] = []
 
     def prepared(self, seconds: float) -> None:
         with self._lock:
@@ -79,6 +91,9 @@ class _Observer:
         with self._lock:
             self.images += images
             self.seconds.append(seconds)
+
+    def split(self, cause: SplitCause) -> None:
+        self.splits.append(cause)
 
 
 @contextmanager
@@ -161,11 +176,11 @@ def test_outcomes_come_in_the_order_of_submission_though_they_finish_in_the_reve
     prepared = [Event() for _ in range(5)]
     prepared[4].set()
 
-    def prepare(record: Record) -> Prepared | Skipped | Deleted:
+    def prepare(record: Record, beat: Beat) -> Prepared | Skipped | Deleted:
         if record.offset < 4:
             assert prepared[record.offset + 1].wait(PATIENCE_S)
         prepared[record.offset].set()
-        return _prepare(record)
+        return _prepare(record, beat)
 
     with _running(prepare, threads=5) as pipeline:
         for offset in range(5):
@@ -178,7 +193,7 @@ def test_outcomes_come_in_the_order_of_submission_though_they_finish_in_the_reve
 def test_an_outcome_behind_one_that_is_missing_is_not_handed_out() -> None:
     first, second = Event(), Event()
 
-    def prepare(record: Record) -> Skipped:
+    def prepare(record: Record, _: Beat) -> Skipped:
         assert (first if record.offset == 0 else second).wait(PATIENCE_S)
         return Skipped(record)
 
@@ -311,11 +326,6 @@ def test_an_embedding_that_is_not_finite_rejects_its_record_and_no_other(poison:
     assert [_plain(outcome) for outcome in outcomes] == [(0, [[1, 0]]), (1, Reason.NOT_FINITE), (2, [[4, 0]])]
 
 
-class _Broken(_Encoder):
-    def encode(self, pixels: npt.NDArray[np.uint8], preprocessed: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        raise RuntimeError(f"out of memory for {len(pixels)} + {len(preprocessed)}")
-
-
 class _TooFew(_Encoder):
     def encode(self, pixels: npt.NDArray[np.uint8], preprocessed: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         return super().encode(pixels, preprocessed)[1:]
@@ -327,7 +337,7 @@ def _keep_asking(ask: Callable[[Pipeline], object], pipeline: Pipeline) -> None:
         ask(pipeline)
 
 
-def _fail(record: Record) -> Skipped:
+def _fail(record: Record, _: Beat) -> Skipped:
     raise LookupError(f"no such thing as {record}")
 
 
@@ -335,7 +345,6 @@ def _fail(record: Record) -> Skipped:
     ("prepare", "encoder", "kind", "said"),
     [
         pytest.param(_fail, _Encoder(), LookupError, "no such thing as documents[0]@0", id="in a prepare thread"),
-        pytest.param(_prepare, _Broken(), RuntimeError, "out of memory for 1 + 0", id="in the encode thread"),
         pytest.param(_prepare, _TooFew(), ValueError, "zip()", id="too few embeddings"),
     ],
 )
@@ -350,6 +359,91 @@ def test_what_a_thread_raises_is_raised_in_the_main_thread(
 
     assert str(raised.value).startswith(f"a thread of the pipeline failed: {kind.__name__}: {said}")
     assert isinstance(raised.value.__cause__, kind)
+
+
+# What the device or the model refuses.
+
+
+class _Choosy(_Encoder):
+    """Fails at images of these values, and has memory for so many images."""
+
+    def __init__(self, bad: Sequence[int] = (), memory: int = 1_000) -> None:
+        super().__init__()
+        self._bad = set(bad)
+        self._memory = memory
+
+    def encode(self, pixels: npt.NDArray[np.uint8], preprocessed: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        embeddings = super().encode(pixels, preprocessed)
+        if len(embeddings) > self._memory:
+            raise OutOfMemory(f"no memory for {len(embeddings)} images")
+        bad = self._bad & {int(value + 128 * kind) for value, kind in embeddings}
+        if bad:
+            raise ValueError(f"the model can't do {min(bad)}")
+        return embeddings
+
+
+def _all_at_once(encoder: _Choosy, values: Sequence[bytes], observer: _Observer | None = None) -> list[Outcome]:
+    """Embed records whose images are ready before the encoder takes any but the first of them."""
+    encoder.gate.clear()
+    with _running(encoder=encoder, places=32, max_batch=16, observer=observer) as pipeline:
+        pipeline.submit(_record(0, b"\x01"))
+        assert encoder.begun.wait(PATIENCE_S)
+        for offset, value in enumerate(values, start=1):
+            pipeline.submit(_record(offset, value))
+        _until(lambda: pipeline._batcher._ready.qsize() == len(values))
+        encoder.gate.set()
+        return _outcomes(pipeline, len(values) + 1)[1:]
+
+
+@pytest.mark.parametrize("place", range(8))
+@pytest.mark.parametrize("bad", [77, 177], ids=["of bytes", "of floats"])
+def test_an_error_of_the_model_rejects_the_record_that_causes_it_and_no_other(place: int, bad: int) -> None:
+    values = [bytes([10 + number, 200 + number]) for number in range(8)]
+    values[place] = bytes([50, bad, 150])
+
+    outcomes = _all_at_once(_Choosy([bad]), values)
+
+    expected: list[tuple[int, object]] = [(number, _embeddings(value)) for number, value in enumerate(values, start=1)]
+    expected[place] = (place + 1, Reason.MODEL_ERROR)
+    assert [_plain(outcome) for outcome in outcomes] == expected
+    rejected = outcomes[place]
+    assert isinstance(rejected, Rejected)
+    assert rejected.detail == f"the model fails at an image of this record: ValueError: the model can't do {bad}"
+
+
+def test_a_record_with_several_images_that_the_model_fails_at_has_one_outcome() -> None:
+    outcomes = _all_at_once(_Choosy([7, 8]), [b"\x07\x08\x09", b"\x0a"])
+
+    assert [_plain(outcome) for outcome in outcomes] == [(1, Reason.MODEL_ERROR), (2, [[10, 0]])]
+
+
+@pytest.mark.parametrize("memory", [1, 2, 3, 7, 15])
+def test_a_batch_that_the_device_has_no_memory_for_is_halved_until_it_fits(memory: int) -> None:
+    observer = _Observer()
+    values = [bytes([10 + number]) for number in range(16)]
+
+    outcomes = _all_at_once(_Choosy(memory=memory), values, observer)
+
+    assert [_plain(outcome) for outcome in outcomes] == [
+        (number, _embeddings(value)) for number, value in enumerate(values, start=1)
+    ]
+    assert set(observer.splits) == {SplitCause.OUT_OF_MEMORY}
+
+
+@pytest.mark.parametrize(
+    ("encoder", "said"),
+    [
+        pytest.param(_Choosy(memory=0), "no memory for one image: no memory for 1 images", id="no memory at all"),
+        pytest.param(_Choosy([0, 5]), "the device fails at every image: ValueError: the model can't do 5", id="broken"),
+    ],
+)
+def test_a_device_that_fails_at_every_image_ends_the_process_and_rejects_nothing(encoder: _Choosy, said: str) -> None:
+    with _running(encoder=encoder) as pipeline:
+        pipeline.submit(_record(0, b"\x05"))
+        with pytest.raises(DeviceError) as raised:
+            _keep_asking(Pipeline.finished, pipeline)
+
+    assert str(raised.value) == said
 
 
 # Partitions that are given up.
@@ -507,7 +601,7 @@ def test_a_thread_that_does_not_end_is_named_with_what_it_is_at() -> None:
 def test_a_thread_is_at_its_record_until_it_is_prepared() -> None:
     begun, gate = Event(), Event()
 
-    def prepare(record: Record) -> Skipped:
+    def prepare(record: Record, _: Beat) -> Skipped:
         begun.set()
         assert gate.wait(PATIENCE_S)
         return Skipped(record)
@@ -526,8 +620,8 @@ def test_a_thread_is_at_its_record_until_it_is_prepared() -> None:
 # The batcher alone.
 
 
-def _put(batcher: Batcher, offset: int, value: bytes, done: Callable[[Embedded], None] = lambda _: None) -> None:
-    prepared = _prepare(_record(offset, value))
+def _put(batcher: Batcher, offset: int, value: bytes, done: Callable[[Outcome], None] = lambda _: None) -> None:
+    prepared = _prepare(_record(offset, value), lambda: None)
     assert isinstance(prepared, Prepared)
     batcher.put(prepared, done)
 
@@ -604,7 +698,7 @@ def test_a_batch_keeps_its_images_though_their_places_are_used_again() -> None:
 
 
 def test_a_record_is_done_with_its_last_embedding_whatever_the_order() -> None:
-    done: list[Embedded] = []
+    done: list[Outcome] = []
     batcher = Batcher(8, SIDE, max_batch=3, max_wait_s=0)
     _put(batcher, 0, b"\x81\x02\x83", done.append)
     job, _ = batcher.take().owners[0]
@@ -615,7 +709,7 @@ def test_a_record_is_done_with_its_last_embedding_whatever_the_order() -> None:
         counts.append(len(done))
 
     assert counts == [0, 0, 1]
-    assert done[0].embeddings.tolist() == [[0, 0], [1, 10], [2, 20]]
+    assert [_plain(outcome) for outcome in done] == [(0, [[0, 0], [1, 10], [2, 20]])]
 
 
 def _raised(call: Callable[[], object], into: list[object]) -> None:

@@ -1,0 +1,211 @@
+"""One session after the other with the loaded model: wires source, pipeline, delivery and loop together.
+
+Belongs to the main thread. Every session has clients and threads of its own, and those of the one before are gone
+when it begins: nothing old is written after something new, and no two threads use the encoder.
+"""
+
+import logging
+from collections.abc import Mapping
+from contextlib import ExitStack
+from threading import Event, current_thread
+from typing import Protocol
+
+from schemas.document import DocumentLimits
+from schemas.embedding import Origin
+from worker.activity import Activity
+from worker.batcher import Batcher
+from worker.clients import (
+    admin_client,
+    client_id,
+    consumer_properties,
+    log_error,
+    producer_properties,
+    transactional_properties,
+)
+from worker.delivery import AtLeastOnce
+from worker.errors import NoBrokerAnswers, SessionError, SessionsFailed
+from worker.health import Health
+from worker.images import Fast, Geometry, Reference
+from worker.loop import Loop, Times
+from worker.metrics import Metrics
+from worker.outbound import Outbox
+from worker.pipeline import Encodes, Limits, Pipeline
+from worker.prepare import Preparer
+from worker.records import ModelInput, TopicLimits, Written
+from worker.rejections import RejectionLimits
+from worker.settings import Settings
+from worker.source import GroupState, Source
+from worker.topics import find_topics
+from worker.transaction import ExactlyOnce
+
+log = logging.getLogger(__name__)
+
+_MAX_BATCHES_IN_FLIGHT = 4
+_MAX_FAILED_SESSIONS = 5
+_CLIENT_PATIENCE_S = 60.0  # joining, leaving and metadata wait for the brokers
+_SHARE_OF_POLL_INTERVAL = 0.5
+
+
+class ReadyEncoder(Encodes, Protocol):
+    """An encoder with what the other stages need to know of its model; see `worker.encoder.Encoder`."""
+
+    model_name: str
+    model_input: ModelInput
+    geometry: Geometry
+    device_name: str
+    precision: str
+
+    @property
+    def default_max_batch(self) -> int:
+        """Return how many images a batch has unless set otherwise."""
+
+    def warm_up(self, max_batch: int) -> None:
+        """Run the smallest and the largest batch once."""
+
+
+class Sessions:
+    """The loaded model, and one session after the other with it."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        encoder: ReadyEncoder,
+        limits: Mapping[str, TopicLimits],
+        metrics: Metrics,
+        health: Health,
+    ) -> None:
+        """Connect nothing yet. `limits` are what the output topic and the dead-letter topic admit."""
+        self._settings = settings
+        self._encoder = encoder
+        self._limits = limits
+        self._metrics = metrics
+        self._health = health
+        self._main = Activity("main")
+        self._rejections = RejectionLimits(
+            settings.max_rejected_share, settings.rejected_share_window, settings.max_rejected_in_a_row
+        )
+        self._max_batch = settings.max_batch or encoder.default_max_batch
+        default = max(_MAX_BATCHES_IN_FLIGHT * self._max_batch, settings.max_images_per_record)
+        self._in_flight_images = settings.in_flight_images or default
+
+    def warm_up(self) -> None:
+        """Run the model once, and announce it. Raises: `DeviceError`."""
+        encoder, settings = self._encoder, self._settings
+        encoder.warm_up(self._max_batch)
+        self._metrics.loaded(
+            model=encoder.model_name,
+            device=encoder.device_name,
+            precision=encoder.precision,
+            preprocessing=settings.preprocessing,
+        )
+        log.info(
+            "model %s on %s in %s; input %s, preprocessing %s, batches of %d, %d prepare threads",
+            encoder.model_name,
+            encoder.device_name,
+            encoder.precision,
+            encoder.model_input,
+            settings.preprocessing,
+            self._max_batch,
+            settings.prepare_threads,
+        )
+
+    def hold(self, stop: Event) -> None:
+        """Work until the stop.
+
+        A session that failed is followed by a new one, after a pause that doubles while none makes progress.
+        Raises: `SessionsFailed` after five of those, `TooManyRejections`, a `SessionError` while stopping, and every
+        other `ProcessError`.
+        """
+        self._watch_main_only()
+        failed = 0
+        while not stop.is_set():
+            pipeline = self._start_pipeline()
+            with ExitStack() as stack:
+                stack.callback(pipeline.close)
+                loop = self._open_session(stack, pipeline)
+                try:
+                    loop.run(lambda: stop.is_set() or self._rejections.are_reached)
+                except SessionError as error:
+                    if stop.is_set():
+                        raise  # what this session had taken in is left undone: no clean stop
+                    failed = 0 if loop.checkpoints else failed + 1
+                    if failed == _MAX_FAILED_SESSIONS:
+                        raise SessionsFailed(f"{failed} sessions failed in a row, the last: {error}") from error
+                    log.warning("the session ended: %s; a new one begins in %g s", error, 2.0**failed)
+                else:
+                    self._rejections.check()
+                    return
+            self._recover(stop, pipeline, 2.0**failed)
+
+    def _recover(self, stop: Event, pipeline: Pipeline, pause_s: float) -> None:
+        """Wait until a new session may begin.
+
+        Raises: `ThreadDied` where a thread of the old one doesn't end, `KafkaSetupError` where a topic is gone.
+        """
+        self._main.end()
+        pipeline.wait_for_threads(self._settings.stall_timeout_s)
+        stop.wait(pause_s)
+        self._main.begin("looking for the topics", patience_s=_CLIENT_PATIENCE_S)
+        try:
+            find_topics(admin_client(self._settings), self._settings)
+        except NoBrokerAnswers as error:
+            log.warning("%s", error)
+
+    def _watch_main_only(self) -> None:
+        self._health.watch([self._main], [current_thread()])
+
+    def _open_session(self, stack: ExitStack, pipeline: Pipeline) -> Loop:
+        """Connect the clients; the stack closes them, the producer before the consumer."""
+        settings = self._settings
+        properties = consumer_properties(settings, log_error)
+        source = Source(properties, settings.input_topic, self._note_group)
+        stack.callback(source.close)
+        delivery = self._open_delivery(source)
+        stack.callback(delivery.close)
+        stack.callback(self._main.begin, "closing the clients", patience_s=_CLIENT_PATIENCE_S)
+        self._health.watch([self._main, *pipeline.activities], [current_thread(), *pipeline.threads])
+        stack.callback(self._watch_main_only)
+        self._metrics.session_begun(lambda: pipeline.in_flight, lambda: pipeline.in_flight_bytes)
+        poll_interval_s = int(properties["max.poll.interval.ms"]) / 1000
+        times = Times(
+            checkpoint_interval_s=settings.checkpoint_interval_s,
+            checkpoint_records=settings.checkpoint_records,
+            drain_timeout_s=settings.drain_timeout_s,
+            # Past the poll interval the group would take the partitions away all the same, unsettled.
+            revoke_timeout_s=min(settings.drain_timeout_s, _SHARE_OF_POLL_INTERVAL * poll_interval_s),
+        )
+        return Loop(source, pipeline, delivery, times, self._metrics, self._main)
+
+    def _open_delivery(self, source: Source) -> AtLeastOnce | ExactlyOnce:
+        if self._settings.delivery == "exactly-once":
+            properties = transactional_properties(self._settings, log_error)
+            return ExactlyOnce(properties, self._limits, self._outbox(), source, self._note_written)
+        properties = producer_properties(self._settings, log_error)
+        return AtLeastOnce(properties, self._limits, self._outbox(), source.commit, self._note_written)
+
+    def _outbox(self) -> Outbox:
+        settings = self._settings
+        origin = Origin(self._encoder.model_name, settings.preprocessing, settings.normalize)
+        return Outbox(settings.output_topic, settings.dead_letter_topic, origin, settings.group_id, client_id())
+
+    def _start_pipeline(self) -> Pipeline:
+        settings, model_input = self._settings, self._encoder.model_input
+        preprocessing = Fast if settings.preprocessing == "fast" else Reference
+        preparer = Preparer(
+            preprocessing(model_input, self._encoder.geometry, settings.max_image_pixels),
+            model_input.size,
+            settings.default_paths,
+            DocumentLimits(settings.max_image_bytes, settings.max_images_per_record),
+        )
+        places = self._in_flight_images
+        batcher = Batcher(places, model_input.size, self._max_batch, settings.max_wait_ms / 1000)
+        limits = Limits(max_records=places, max_bytes=settings.in_flight_bytes)
+        return Pipeline(preparer.prepare, self._encoder, batcher, limits, settings.prepare_threads, self._metrics)
+
+    def _note_written(self, written: Written) -> None:
+        self._metrics.written(written)
+        self._rejections.note(written)
+
+    def _note_group(self, state: GroupState) -> None:
+        self._health.note_group(joined=state.joined, silent_s=state.silent_s)
+        self._metrics.lagged(state.lag)
