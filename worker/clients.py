@@ -193,6 +193,7 @@ _CONSUMER_DEFAULTS: Properties = {
     "queued.min.messages": 5_000,
     "fetch.queue.backoff.ms": 20,  # a full queue starves the device for up to a second by default
     "fetch.message.max.bytes": 8_388_608,
+    "fetch.max.bytes": 16_777_216,  # the queue may be exceeded by one such answer of each broker
     "fetch.wait.max.ms": 100,
     "statistics.interval.ms": 1_000,
 }
@@ -209,5 +210,5 @@ _PRODUCER_DEFAULTS: Properties = {
 }
 _TRANSACTION_DEFAULTS: Properties = {
     "transaction.timeout.ms": 60_000,
-    "delivery.timeout.ms": 30_000,  # librdkafka wants it to be under the transaction's
+    "delivery.timeout.ms": 55_000,  # librdkafka wants it to be under the transaction's
 }

@@ -43,12 +43,25 @@ class AtLeastOnce:
         """Return True: there is nothing to wait for."""
         return True
 
+    def poll(self) -> None:
+        """Look at the reports that are there, and send again what was refused.
+
+        Raises: `ClientFailed`, `KafkaSetupError`.
+        """
+        self._dispatch.poll()
+        if self._failure is not None:
+            raise self._failure
+        if self._again:
+            attempt = self._again.popleft()
+            if not self._dispatch_one(attempt, alone=True):
+                self._again.appendleft(attempt)
+
     def send(self, outcome: Outcome) -> bool:
         """Hand an outcome to the producer; False where it has to wait: then send it again later.
 
         Raises: `ClientFailed`, `KafkaSetupError`.
         """
-        self._poll()
+        self.poll()
         if self._again:
             return False
         outbound = self._outbox.outbound(outcome)
@@ -63,7 +76,7 @@ class AtLeastOnce:
         Raises: `ClientFailed`, `KafkaSetupError`.
         """
         self._dispatch.flush()
-        self._poll()
+        self.poll()
         if self._dispatch.unacknowledged or self._again:
             return 0.0
         return self._commit(positions)
@@ -74,15 +87,6 @@ class AtLeastOnce:
     def close(self) -> None:
         """Give up what is not acknowledged; nothing is written any more."""
         self._dispatch.purge()
-
-    def _poll(self) -> None:
-        self._dispatch.poll()
-        if self._failure is not None:
-            raise self._failure
-        if self._again:
-            attempt = self._again.popleft()
-            if not self._dispatch_one(attempt, alone=True):
-                self._again.appendleft(attempt)
 
     def _dispatch_one(self, attempt: Attempt, *, alone: bool = False) -> bool:
         try:

@@ -81,6 +81,9 @@ class Delivers(Protocol):
     def open(self) -> bool:
         """Get ready to send; False where it has to be called again."""
 
+    def poll(self) -> None:
+        """Look at what the producer reports, which would pile up unread."""
+
     def send(self, outcome: Outcome) -> bool:
         """Hand an outcome to the producer; False where it has to wait: then send it again later."""
 
@@ -210,6 +213,7 @@ class Loop:
         self._move_on()
 
     def _move_on(self) -> None:
+        self._delivery.poll()
         # What is sent while a checkpoint waits for acknowledgements would put its end off for ever.
         if not (self._positions and self._checkpoint_waits):
             self._hand_on()

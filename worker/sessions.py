@@ -23,7 +23,7 @@ from worker.clients import (
     transactional_properties,
 )
 from worker.delivery import AtLeastOnce
-from worker.errors import NoBrokerAnswers, SessionError, SessionsFailed
+from worker.errors import DrainTimeout, NoBrokerAnswers, SessionError, SessionsFailed
 from worker.health import Health
 from worker.images import Fast, Geometry, Reference
 from worker.loop import Loop, Times
@@ -113,8 +113,7 @@ class Sessions:
         """Work until the stop.
 
         A session that failed is followed by a new one, after a pause that doubles while none makes progress.
-        Raises: `SessionsFailed` after five of those, `TooManyRejections`, a `SessionError` while stopping, and every
-        other `ProcessError`.
+        Raises: `SessionsFailed` after five of those, `TooManyRejections`, `DrainTimeout`, any other `ProcessError`.
         """
         self._watch_main_only()
         failed = 0
@@ -127,7 +126,7 @@ class Sessions:
                     loop.run(lambda: stop.is_set() or self._rejections.are_reached)
                 except SessionError as error:
                     if stop.is_set():
-                        raise  # what this session had taken in is left undone: no clean stop
+                        raise DrainTimeout(f"the session ended while it was stopping: {error}") from error
                     failed = 0 if loop.checkpoints else failed + 1
                     if failed == _MAX_FAILED_SESSIONS:
                         raise SessionsFailed(f"{failed} sessions failed in a row, the last: {error}") from error

@@ -119,7 +119,7 @@ class Source:
         except KafkaException as exception:
             log.warning("commit: %s", exception.args[0])
             return _COMMIT_AGAIN_S
-        return None if all(it.offset >= positions[it.partition] for it in known) else _COMMIT_AGAIN_S
+        return None if all(it.offset == positions[it.partition] for it in known) else _COMMIT_AGAIN_S
 
     def _note_commit(self, error: KafkaError | None, partitions: Sequence[TopicPartition]) -> None:
         for refusal in (error, *(it.error for it in partitions)):

@@ -77,12 +77,23 @@ class ExactlyOnce:
         """
         return self._call(self._producer.init_transactions, _OPEN_S)
 
+    def poll(self) -> None:
+        """Look at the reports that are there.
+
+        Raises: `Rewind` where one of them breaks the transaction, `ClientFailed`, `KafkaSetupError`.
+        """
+        self._dispatch.poll()
+        if self._failure is not None:
+            raise self._failure
+        if self._broken is not None:
+            self._abort(self._broken)
+
     def send(self, outcome: Outcome) -> bool:
         """Hand an outcome to the transaction; False where it has to wait: then send it again later.
 
         Raises: `Rewind`, `ClientFailed`, `KafkaSetupError`.
         """
-        self._poll()
+        self.poll()
         if self._committing:
             return False
         attempt = self._attempt(outcome)
@@ -104,7 +115,7 @@ class ExactlyOnce:
         Raises: `Rewind`, `ClientFailed`, `KafkaSetupError`.
         """
         self._dispatch.flush()
-        self._poll()
+        self.poll()
         if self._dispatch.unacknowledged:
             return 0.0
         if not self._committing:
@@ -148,13 +159,6 @@ class ExactlyOnce:
             return self._instead[_place(outcome)]
         outbound = self._outbox.outbound(outcome)
         return None if outbound is None else Attempt(outcome, outbound)
-
-    def _poll(self) -> None:
-        self._dispatch.poll()
-        if self._failure is not None:
-            raise self._failure
-        if self._broken is not None:
-            self._abort(self._broken)
 
     def _note(self, attempt: Attempt, error: KafkaError | None, alone: bool) -> None:  # noqa: FBT001 - a fact
         """Look at a delivery report."""

@@ -154,6 +154,9 @@ class _Delivery:
     committed: list[tuple[float, dict[int, int]]] = field(default_factory=list)
     opens: Iterator[bool] = field(default_factory=lambda: iter(()))
 
+    def poll(self) -> None:
+        """Nothing is reported."""
+
     def send(self, outcome: Outcome) -> bool:
         if not self.accepts(outcome.record):
             return False
