@@ -42,7 +42,7 @@ from tests.broker.kafka import (
     wait_until,
 )
 from tests.broker.processes import REAL, Worker, group_of, running_worker, started_worker
-from worker.errors import ClientFailed, DrainTimeout, KafkaSetupError, SettingsError, WeightsError
+from worker.errors import DrainTimeout, KafkaSetupError, SettingsError, WeightsError
 from worker.images import Fast
 from worker.metrics import Metrics
 
@@ -923,8 +923,9 @@ def test_a_stop_that_can_not_write_everything_does_not_exit_with_0(mortal_kafka:
         exit_code = worker.stop()
         [line] = critical_lines(worker.log)
 
-    assert exit_code == ClientFailed.exit_code
-    assert f"record for {topics.output} was not written" in line
+    assert exit_code == DrainTimeout.exit_code
+    assert f"the record for {topics.output} of {topics.input}[" in line
+    assert "was not written" in line
 
 
 def stays_alive(worker: Worker, seconds: float) -> None:
