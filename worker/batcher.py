@@ -6,7 +6,7 @@ without any allocation per image on the way.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from threading import Lock
@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from schemas.dead_letter import Reason
-from worker.records import Embedded, Outcome, Prepared, Rejected
+from schemas.document import Document
+from worker.records import Embedded, Outcome, Prepared, Preprocessed, Record, Rejected
 
 
 class Closed(Exception):
@@ -26,9 +27,11 @@ class Closed(Exception):
 class Job:
     """One record on its way through the encoder; `done` is told its outcome, by the encode thread."""
 
-    prepared: Prepared
+    record: Record
+    document: Document
     done: Callable[[Outcome], None]
     places: Sequence[int]
+    preprocessed: Mapping[int, Preprocessed]  # the images that aren't pixels, which alone are in their places
     embeddings: dict[int, npt.NDArray[np.float32]] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
 
@@ -43,15 +46,13 @@ class Job:
         self._finish_if_last()
 
     def _finish_if_last(self) -> None:
-        images = len(self.prepared.images)
-        if len(self.embeddings) + len(self.faults) < images:
+        if len(self.embeddings) + len(self.faults) < len(self.places):
             return
-        record = self.prepared.record
         if self.faults:
-            self.done(Rejected(record, Reason.MODEL_ERROR, self.faults[0]))
+            self.done(Rejected(self.record, Reason.MODEL_ERROR, self.faults[0]))
         else:
-            found = np.stack([self.embeddings[index] for index in range(images)])
-            self.done(Embedded(record, self.prepared.document, found))
+            found = np.stack([self.embeddings[index] for index in range(len(self.places))])
+            self.done(Embedded(self.record, self.document, found))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +93,13 @@ class Batcher:
         Raises: `Closed`.
         """
         places = self._collect(len(prepared.images))
-        for place, image in zip(places, prepared.images, strict=True):
+        preprocessed: dict[int, Preprocessed] = {}
+        for index, (place, image) in enumerate(zip(places, prepared.images, strict=True)):
             if image.dtype == np.uint8:
                 self._pixels[place] = image
-        self._ready.put(Job(prepared, done, places))
+            else:
+                preprocessed[index] = image.astype(np.float32, copy=False)
+        self._ready.put(Job(prepared.record, prepared.document, done, places, preprocessed))
 
     def take(self) -> Batch:
         """Wait for an image, then take what is ready, up to a full batch. Called by the encode thread.
@@ -113,7 +117,7 @@ class Batcher:
                 raise Closed
             if deadline is None:
                 deadline = time.monotonic() + self._max_wait_s
-            images += [(job, index) for index in range(len(job.prepared.images))]
+            images += [(job, index) for index in range(len(job.places))]
         images, self._left = images[: self._max_batch], images[self._max_batch :]
         return self._gather(images)
 
@@ -141,12 +145,12 @@ class Batcher:
 
     def _gather(self, images: Sequence[tuple[Job, int]]) -> Batch:
         """Copy the images together, uint8 ones first, and give their places back."""
-        plain = [(job, index) for job, index in images if job.prepared.images[index].dtype == np.uint8]
-        ready_made = [(job, index) for job, index in images if job.prepared.images[index].dtype != np.uint8]
+        plain = [(job, index) for job, index in images if index not in job.preprocessed]
+        ready_made = [(job, index) for job, index in images if index in job.preprocessed]
         pixels = self._pixels[[job.places[index] for job, index in plain]]
         preprocessed = np.empty((len(ready_made), *self._pixels.shape[1:]), np.float32)
         for row, (job, index) in enumerate(ready_made):
-            preprocessed[row] = job.prepared.images[index]
+            preprocessed[row] = job.preprocessed[index]
         for job, index in images:
             self._free.put(job.places[index])
         return Batch(pixels, preprocessed, plain + ready_made)

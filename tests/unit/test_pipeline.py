@@ -638,7 +638,7 @@ def test_a_batch_takes_what_is_ready_without_waiting_for_more() -> None:
     batch = batcher.take()
 
     assert (_values(batch.pixels), _values(batch.preprocessed)) == ([1, 3], [2])
-    assert [(job.prepared.record.offset, index) for job, index in batch.owners] == [(0, 0), (1, 0), (0, 1)]
+    assert [(job.record.offset, index) for job, index in batch.owners] == [(0, 0), (1, 0), (0, 1)]
 
 
 def test_a_batch_waits_for_more_until_it_is_full() -> None:
