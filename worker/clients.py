@@ -58,7 +58,6 @@ PRODUCER_ONLY = frozenset(
         "compression.codec",
         "compression.level",
         "compression.type",
-        "delivery.report.only.error",
         "delivery.timeout.ms",
         "enable.gapless.guarantee",
         "linger.ms",
@@ -114,9 +113,31 @@ def common_properties(settings: Settings) -> Properties:
     }
 
 
-def admin_client(settings: Settings) -> AdminClient:
+class Admin(AdminClient):
+    """An admin client that remembers what last went wrong with its connections; `poll` serves that."""
+
+    def __init__(self, properties: Properties, **logging_to: logging.Logger) -> None:
+        """Connect."""
+        self.trouble = "no answer"
+        super().__init__(properties | {"error_cb": self._note}, **logging_to)
+
+    def _note(self, error: KafkaError) -> None:
+        if error.code() != KafkaError._ALL_BROKERS_DOWN:  # which follows from the others
+            self.trouble = error.str()
+
+
+def admin_client(settings: Settings) -> Admin:
     """Return the worker's admin client."""
-    return AdminClient(common_properties(settings), logger=log)
+    return Admin(common_properties(settings), logger=log)
+
+
+def tool_admin(settings: Settings) -> Admin:
+    """Return a command's admin client: errors are the command's to tell, so the client logs little.
+
+    Raises: `SettingsError` where librdkafka refuses a property.
+    """
+    check_properties(settings)
+    return Admin(common_properties(settings) | QUIET)
 
 
 def log_error(error: KafkaError) -> None:
@@ -175,8 +196,10 @@ def check_properties(settings: Settings) -> None:
         if settings.delivery == "exactly-once":
             Producer(transactional_properties(settings, _ignore) | QUIET)
         Consumer(consumer_properties(settings, _ignore) | QUIET).close()
-    except KafkaException as exception:
-        raise SettingsError(f"kafka property refused: {exception.args[0].str()}") from exception
+    except (KafkaException, TypeError, ValueError) as exception:
+        said = exception.args[0].str() if isinstance(exception, KafkaException) else exception
+        given = ", ".join(f"{name}={value}" for name, value in settings.kafka_properties.items())
+        raise SettingsError(f"kafka property refused: {said} (set: {given or 'none'})") from exception
 
 
 def _ignore(_: KafkaError) -> None:

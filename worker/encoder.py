@@ -78,7 +78,7 @@ class Encoder:
         try:
             for images in (1, max_batch):
                 self.encode(np.zeros((images, side, side, 3), np.uint8), nothing)
-        except (RuntimeError, OutOfMemory) as error:
+        except (RuntimeError, MemoryError, OutOfMemory) as error:
             raise DeviceError(
                 f"{self.device_name} can't run {self.model_name} in {self.precision} in batches of {max_batch}: {error}"
             ) from error

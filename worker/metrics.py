@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
+from schemas.dead_letter import Reason
 from worker.records import Deleted, Embedded, Rejected, Skipped, SplitCause, Written
 
 _FAST_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -18,7 +19,7 @@ class Metrics:
         """Register everything."""
         self.registry = registry
         self._records = Counter(
-            "clip_worker_records",
+            "clip_worker_records_total",
             "Records done, by outcome: embedded, rejected (a dead letter), deleted, skipped (no image).",
             ["outcome"],
             registry=registry,
@@ -26,12 +27,14 @@ class Metrics:
         for outcome in _OUTCOMES.values():
             self._records.labels(outcome)
         self._rejections = Counter(
-            "clip_worker_rejections",
+            "clip_worker_rejections_total",
             "Records that became dead letters, by reason. A rise means a producer sends what can't be embedded.",
             ["reason"],
             registry=registry,
         )
-        self._images = Counter("clip_worker_images", "Images embedded and written.", registry=registry)
+        for reason in Reason:
+            self._rejections.labels(reason.value)
+        self._images = Counter("clip_worker_images_total", "Images embedded and written.", registry=registry)
         self._prepare = Histogram(
             "clip_worker_prepare_seconds",
             "Time to unpack, decode and resize one record, in a prepare thread.",
@@ -54,7 +57,7 @@ class Metrics:
             registry=registry,
         )
         self._split_batches = Counter(
-            "clip_worker_split_batches",
+            "clip_worker_split_batches_total",
             "Batches that the device refused and that were halved, by cause: out-of-memory, or error. "
             "Out of memory: lower MAX_BATCH. Error: a record makes the model fail, see the dead letters.",
             ["cause"],
@@ -63,15 +66,17 @@ class Metrics:
         for cause in SplitCause:
             self._split_batches.labels(cause.value)
         self._rebalances = Counter(
-            "clip_worker_rebalances", "Rebalances that gave or took partitions.", ["kind"], registry=registry
+            "clip_worker_rebalances_total", "Rebalances that gave or took partitions.", ["kind"], registry=registry
         )
         self._rewinds = Counter(
-            "clip_worker_rewinds",
+            "clip_worker_rewinds_total",
             "Transactions aborted; the records since the last checkpoint were done again.",
             registry=registry,
         )
         self._sessions = Counter(
-            "clip_worker_sessions", "Sessions begun; more than one means that the worker recovered.", registry=registry
+            "clip_worker_sessions_total",
+            "Sessions begun; more than one means that the worker recovered.",
+            registry=registry,
         )
         self._owned = Gauge("clip_worker_assigned_partitions", "Partitions owned now.", registry=registry)
         self._lag = Gauge(
@@ -80,6 +85,7 @@ class Metrics:
             ["partition"],
             registry=registry,
         )
+        self._lagging: set[int] = set()
         self._in_flight = Gauge("clip_worker_in_flight_records", "Records taken in, not handed on.", registry=registry)
         self._in_flight_bytes = Gauge("clip_worker_in_flight_bytes", "Their bytes.", registry=registry)
         self._model = Info("clip_worker_model", "The model, its device and precision.", registry=registry)
@@ -129,6 +135,8 @@ class Metrics:
 
     def lagged(self, lag: Mapping[int, int]) -> None:
         """Note the lag of each owned partition, in records; forget the others."""
-        self._lag.clear()
+        for partition in self._lagging - lag.keys():
+            self._lag.remove(str(partition))
+        self._lagging = set(lag)
         for partition, records in lag.items():
             self._lag.labels(str(partition)).set(records)

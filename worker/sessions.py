@@ -23,7 +23,7 @@ from worker.clients import (
     transactional_properties,
 )
 from worker.delivery import AtLeastOnce
-from worker.errors import DrainTimeout, NoBrokerAnswers, SessionError, SessionsFailed
+from worker.errors import DrainTimeout, NoBrokerAnswers, SessionError, SessionsFailed, SettingsError
 from worker.health import Health
 from worker.images import Fast, Geometry, Reference
 from worker.loop import Loop, Times
@@ -197,7 +197,10 @@ class Sessions:
             DocumentLimits(settings.max_image_bytes, settings.max_images_per_record),
         )
         places = self._in_flight_images
-        batcher = Batcher(places, model_input.size, self._max_batch, settings.max_wait_ms / 1000)
+        try:
+            batcher = Batcher(places, model_input.size, self._max_batch, settings.max_wait_ms / 1000)
+        except MemoryError as error:
+            raise SettingsError(f"WORKER_IN_FLIGHT_IMAGES={places}: {error}") from error
         limits = Limits(max_records=places, max_bytes=settings.in_flight_bytes)
         return Pipeline(preparer.prepare, self._encoder, batcher, limits, settings.prepare_threads, self._metrics)
 

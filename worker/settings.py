@@ -29,6 +29,7 @@ DEFAULT_HTTP_PORT = 9464
 RESERVED_PROPERTIES = re.compile(
     r"group\.id|bootstrap\.servers|metadata\.broker\.list|enable\.auto\..*|auto\.commit\.enable"
     r"|(request\.required\.)?acks|enable\.idempotence|transactional\.id|isolation\.level"
+    r"|delivery\.report\.only\.error|enable\.partition\.eof|statistics\.interval\.ms"
 )
 
 # What Kubernetes injects for a service named `worker` or `worker-…`: WORKER_SERVICE_HOST,
@@ -54,7 +55,7 @@ def _traversal(text: str) -> str:
 
 
 Name = Annotated[str, Field(min_length=1)]
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 Topic = Annotated[str, Field(min_length=1, max_length=249, pattern=r"^[a-zA-Z0-9._-]+$")]
 
 
@@ -88,12 +89,14 @@ class Settings(BaseSettings):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="auto is fp16 on CUDA and fp32 on CPU"
     )
-    max_batch: PositiveInt | None = Field(None, description="images a batch; 8 on CPU, 256 on CUDA unless set")
-    max_wait_ms: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+    max_batch: Annotated[int, Field(gt=0, le=16_384)] | None = Field(
+        None, description="images a batch; 8 on CPU, 256 on CUDA unless set"
+    )
+    max_wait_ms: Annotated[float, Field(ge=0, le=60_000, allow_inf_nan=False)] = Field(
         0.0, description="milliseconds to wait for more images while the device is free"
     )
 
-    prepare_threads: PositiveInt = Field(
+    prepare_threads: Annotated[int, Field(gt=0, le=1_024)] = Field(
         default_factory=_cores, description="threads that decode and resize; the number of cores unless set"
     )
     preprocessing: Literal["fast", "reference"] = Field(
@@ -109,7 +112,7 @@ class Settings(BaseSettings):
     )
     max_image_pixels: PositiveInt = Field(50_000_000, description="largest width times height of an image")
     max_images_per_record: PositiveInt = Field(64, description="images in one record")
-    in_flight_images: PositiveInt | None = Field(
+    in_flight_images: Annotated[int, Field(gt=0, le=1_000_000)] | None = Field(
         None, description="prepared images held; 4 batches and at least one record's unless set"
     )
     in_flight_bytes: Annotated[ByteSize, Field(gt=0)] = Field(
@@ -191,10 +194,20 @@ def _known(name: str, value: str) -> bool:
     return bool(_SERVICE_LINK_NAME.fullmatch(name) or (name.endswith("_PORT") and _SERVICE_LINK_URL.fullmatch(value)))
 
 
+# What pydantic's own messages leave unsaid.
+_ALLOWED = {
+    "bool_parsing": "true or false",
+    "byte_size": "a positive size in bytes, or with a unit, such as 16MiB",
+    "byte_size_unit": "a positive size in bytes, or with a unit, such as 16MiB",
+}
+
+
 def _describe(problem: "ErrorDetails") -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if not problem["loc"]:
         return message
+    if problem["type"] in _ALLOWED:
+        message = f"takes {_ALLOWED[problem['type']]}"
     name = PREFIX + "__".join(str(part) for part in problem["loc"]).upper()
     if problem["type"] == "missing":
         return f"{name} is required"

@@ -1,13 +1,14 @@
 """The three topics as they are on the brokers: whether they exist, their limits, the rights on them."""
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient, ConfigEntry, ConfigResource, ResourceType
 
-from worker.clients import HEADER_ROOM_BYTES
+from worker.clients import HEADER_ROOM_BYTES, Admin
 from worker.errors import KafkaSetupError, NoBrokerAnswers
 from worker.records import TimestampWindow, TopicLimits
 from worker.settings import Settings
@@ -21,28 +22,34 @@ DOCUMENT_ROOM_BYTES = 1024 * 1024
 SMALLEST_BYTES = 4096
 
 _ANSWER_S = 30.0
+_TURN_S = 3.0
 _CONFIG_ANSWER_S = 10.0
 MAX_BYTES = "max.message.bytes"
 _BEFORE = "message.timestamp.before.max.ms"
 _AFTER = "message.timestamp.after.max.ms"
 
 
-def list_topics(admin: AdminClient, settings: Settings) -> Mapping[str, int]:
+def list_topics(admin: Admin, settings: Settings) -> Mapping[str, int]:
     """Return the number of partitions of every topic that this client may see.
 
-    Asks for all topics: asking for one by name can make it.
-    Raises: `NoBrokerAnswers`, with their addresses.
+    Asks for all topics: asking for one by name can make it. Asks in short turns, between which signals are handled.
+    Raises: `NoBrokerAnswers`, with the addresses and the trouble.
     """
-    try:
-        found = admin.list_topics(timeout=_ANSWER_S).topics
-    except KafkaException as exception:
-        raise NoBrokerAnswers(
-            f"no broker answers at {settings.bootstrap_servers} within {_ANSWER_S:g} s: {exception.args[0].str()}"
-        ) from exception
-    return {name: len(topic.partitions) for name, topic in found.items()}
+    deadline_s = time.monotonic() + _ANSWER_S
+    while True:
+        try:
+            found = admin.list_topics(timeout=_TURN_S).topics
+        except KafkaException as exception:
+            admin.poll(0)
+            if time.monotonic() < deadline_s:
+                continue
+            raise NoBrokerAnswers(
+                f"no broker answers at {settings.bootstrap_servers} within {_ANSWER_S:g} s: {admin.trouble}"
+            ) from exception
+        return {name: len(topic.partitions) for name, topic in found.items()}
 
 
-def find_topics(admin: AdminClient, settings: Settings) -> Mapping[str, int]:
+def find_topics(admin: Admin, settings: Settings) -> Mapping[str, int]:
     """Return the number of partitions of each of the three topics.
 
     Raises: `NoBrokerAnswers`; `KafkaSetupError` that names the topics that are missing.

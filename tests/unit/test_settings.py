@@ -175,7 +175,7 @@ WRONG = [
     ("MAX_WAIT_MS", "inf", "finite number"),
     ("PREPARE_THREADS", "0", "greater than 0"),
     ("PREPROCESSING", "slow", "'fast' or 'reference'"),
-    ("NORMALIZE", "perhaps", "valid boolean"),
+    ("NORMALIZE", "perhaps", "takes true or false"),
     ("TRAVERSAL_PATHS", "", "r, c, cc, … (at most 64 deep)"),
     ("TRAVERSAL_PATHS", "r,x", "'x' is not a traversal path: r, c, cc, … (at most 64 deep)"),
     ("TRAVERSAL_PATHS", "c" * 65, "r, c, cc, … (at most 64 deep)"),
@@ -445,7 +445,6 @@ PRODUCERS: dict[str, str | bool] = {
     "compression.codec": "none",
     "compression.level": "-1",
     "compression.type": "none",
-    "delivery.report.only.error": False,  # the Python client's own; it takes no text
     "delivery.timeout.ms": "300000",
     "enable.gapless.guarantee": "false",
     "linger.ms": "5",

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import click
 import numpy as np
 from confluent_kafka import KafkaException, TopicCollection
-from confluent_kafka.admin import AclOperation, AdminClient
+from confluent_kafka.admin import AclOperation
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from worker.cli.options import settings_options
 from worker.cli.run import load_encoder
-from worker.clients import tool_properties
+from worker.clients import Admin, tool_admin
 from worker.errors import WorkerError
 from worker.settings import Settings, read_settings
 from worker.topics import MAX_BYTES, LimitsQuestion, find_topics, needed_message_bytes
@@ -120,8 +120,8 @@ def _look_at_model(settings: Settings) -> Iterator[Finding]:
     yield Finding("device", fine=True, said=said)
 
 
-def _admin(settings: Settings) -> AdminClient:
-    return AdminClient(tool_properties(settings))
+def _admin(settings: Settings) -> Admin:
+    return tool_admin(settings)
 
 
 def _table(findings: list[Finding]) -> Table:

@@ -6,13 +6,12 @@ from pathlib import Path
 import click
 import numpy as np
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, TopicPartition
-from confluent_kafka.admin import AdminClient
 
 from schemas.dead_letter import Rejection
 from schemas.embedding import read_embedding
 from worker.cli.options import settings_options
 from worker.cli.rows import WRITERS, Place, Row, rows_of
-from worker.clients import QUIET, consumer_properties, tool_properties
+from worker.clients import QUIET, consumer_properties, tool_admin
 from worker.errors import KafkaSetupError
 from worker.settings import Settings, read_settings
 from worker.topics import list_topics
@@ -54,7 +53,7 @@ class _Records:
     def __init__(self, settings: Settings, *, follow: bool) -> None:
         self._topic = settings.output_topic
         self._follow = follow
-        partitions = list_topics(AdminClient(tool_properties(settings)), settings).get(self._topic)
+        partitions = list_topics(tool_admin(settings), settings).get(self._topic)
         if partitions is None:
             raise KafkaSetupError(f"no such topic at {settings.bootstrap_servers}: {self._topic}")
         # A consumer that reads by itself joins no group, and commits nothing.

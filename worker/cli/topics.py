@@ -5,7 +5,6 @@ import time
 import click
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import (
-    AdminClient,
     AlterConfigOpType,
     ConfigEntry,
     ConfigResource,
@@ -14,7 +13,7 @@ from confluent_kafka.admin import (
 )
 
 from worker.cli.options import settings_options
-from worker.clients import tool_properties
+from worker.clients import Admin, tool_admin
 from worker.errors import KafkaSetupError
 from worker.settings import Settings, read_settings
 from worker.topics import MAX_BYTES, LimitsQuestion, list_topics, needed_message_bytes
@@ -34,7 +33,7 @@ def command(partitions: int, replication_factor: int | None = None, **flags: obj
     the settings is raised.
     """
     settings = read_settings(flags)
-    admin = AdminClient(tool_properties(settings))
+    admin = tool_admin(settings)
     there = list_topics(admin, settings)
     try:
         for name, needed_bytes in needed_message_bytes(settings).items():
@@ -48,9 +47,7 @@ def command(partitions: int, replication_factor: int | None = None, **flags: obj
         raise KafkaSetupError(f"the broker refused: {exception.args[0].str()}") from exception
 
 
-def _make(
-    admin: AdminClient, settings: Settings, name: str, needed_bytes: int, partitions: int, factor: int | None
-) -> None:
+def _make(admin: Admin, settings: Settings, name: str, needed_bytes: int, partitions: int, factor: int | None) -> None:
     config = {MAX_BYTES: str(needed_bytes)}
     if name == settings.output_topic:
         config["cleanup.policy"] = "compact"  # the latest embedding of each key, none where it was deleted
@@ -60,7 +57,7 @@ def _make(
     admin.create_topics([topic], operation_timeout=_ANSWER_S)[name].result()
 
 
-def _wait_until_all_are_there(admin: AdminClient, settings: Settings) -> None:
+def _wait_until_all_are_there(admin: Admin, settings: Settings) -> None:
     """Ask until the brokers show what was made, so that `run` may follow at once."""
     deadline_s = time.monotonic() + _ANSWER_S
     while missing := needed_message_bytes(settings).keys() - list_topics(admin, settings).keys():
@@ -68,7 +65,7 @@ def _wait_until_all_are_there(admin: AdminClient, settings: Settings) -> None:
             raise KafkaSetupError(f"made, but not to be seen after {_ANSWER_S:g} s: {', '.join(sorted(missing))}")
 
 
-def _mend(admin: AdminClient, name: str, needed_bytes: int) -> str:
+def _mend(admin: Admin, name: str, needed_bytes: int) -> str:
     """Raise the topic's limit where it is too small; say what was found."""
     limit = LimitsQuestion(admin, [name]).wait_for_limits()[name].max_message_bytes
     if limit >= needed_bytes:
