@@ -387,6 +387,9 @@ RESERVED = [
     "enable.idempotence",
     "transactional.id",
     "isolation.level",
+    "delivery.report.only.error",
+    "enable.partition.eof",
+    "statistics.interval.ms",
 ]
 
 
