@@ -575,6 +575,7 @@ def test_the_guarantees_do_not_depend_on_the_users_properties(own: dict[str, str
         "bootstrap.servers": "broker:9092",
         "group.id": "clip-worker",
         "isolation.level": "read_committed",
+        "statistics.interval.ms": 1_000,
         "enable.auto.commit": False,
         "enable.auto.offset.store": False,
     }
