@@ -116,7 +116,7 @@ def test_progress_over_many_ranges_is_short() -> None:
 
 @pytest.mark.parametrize("metadata", ["words", "{}", "[]", "7", '{"rest":1,"reasons":[],"left":[]}', "null"])
 def test_metadata_of_somebody_else_is_refused(metadata: str) -> None:
-    with pytest.raises(ValueError, match=r"progress|JSON|Expecting"):
+    with pytest.raises(ValueError, match="is not the progress of a replay"):
         Progress.read(0, metadata)
 
 

@@ -1,19 +1,21 @@
 """Where replayed records go, and where is kept how far that is: Kafka, or nowhere for a dry run."""
 
+import time
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Protocol, TypeVar
 
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, Message, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from worker.cli.progress import Progress
-from worker.clients import QUIET, Properties, producer_properties
+from worker.clients import QUIET, Properties, consumer_properties, producer_properties
 from worker.errors import KafkaSetupError
 from worker.records import Record
 from worker.settings import Settings
 
 _FLUSH_S = 0.2
-_ANSWER_S = 10.0
+_POLL_S = 0.2
+_COMMIT_POLL_S = 0.005
+_ANSWER_S = 30.0
 _NO_PARTITION = -1  # the client's word for: the partitioner chooses
 
 # Half of what a broker takes by default (offset.metadata.max.bytes): the letters up to the next commit need room too.
@@ -23,6 +25,11 @@ _METADATA_BYTES = 2048
 # one. After a refusal the client begins its sequence anew, a pause later: 100 ms by default.
 _ONE_BY_ONE: Properties = {"batch.num.messages": 1, "linger.ms": 0, "retry.backoff.ms": 10}
 
+_COORDINATOR_MOVES = frozenset(
+    {KafkaError.COORDINATOR_LOAD_IN_PROGRESS, KafkaError.COORDINATOR_NOT_AVAILABLE, KafkaError.NOT_COORDINATOR}
+)
+
+Answer = TypeVar("Answer")
 Report = Callable[[KafkaError | None], None]
 """Told how a record fared: None where it is acknowledged. Nothing may be raised in it."""
 
@@ -58,13 +65,19 @@ class DryRun:
 
 
 class ReplayGroup:
-    """The progress in Kafka: a consumer group without members, whose offsets and their metadata are read and set."""
+    """The progress in Kafka: the offsets of a consumer group without members, and their metadata.
 
-    def __init__(self, admin: AdminClient, name: str, topic: str) -> None:
-        """Remember whom to ask for what."""
-        self._admin = admin
+    A consumer that reads nothing asks and commits, for the admin client's question for offsets ends the process where
+    the group's coordinator is moving (seen with librdkafka 2.16.0: a null pointer in rd_kafka_cgrp_op).
+    """
+
+    def __init__(self, settings: Settings, topic: str) -> None:
+        """Connect."""
+        self.name = f"{settings.group_id}-replay"
         self._topic = topic
-        self.name = name
+        self._answers: list[KafkaError | None] = []
+        own = {"group.id": self.name, "on_commit": self._note}
+        self._consumer = Consumer(consumer_properties(settings, _ignore_passing) | QUIET | own)
 
     def read(self, partitions: int) -> Mapping[int, Progress]:
         """Return the progress of the partitions that have one.
@@ -72,22 +85,16 @@ class ReplayGroup:
         Raises: `KafkaSetupError`.
         """
         places = [TopicPartition(self._topic, partition) for partition in range(partitions)]
+        found = self._ask(lambda: self._consumer.committed(places, timeout=_ANSWER_S))
         try:
-            asked = self._admin.list_consumer_group_offsets(
-                [ConsumerGroupTopicPartitions(self.name, places)], request_timeout=_ANSWER_S
-            )
-            answer = asked[self.name].result().topic_partitions
-            _raise_errors(answer)
             return {
-                each.partition: Progress.read(each.offset, each.metadata or "") for each in answer if each.offset >= 0
+                each.partition: Progress.read(each.offset, each.metadata or "") for each in found if each.offset >= 0
             }
-        except KafkaException as exception:
-            raise KafkaSetupError(f"group {self.name} can't be read: {exception.args[0].str()}") from exception
         except ValueError as error:
             raise KafkaSetupError(f"group {self.name} is not of replay: {error}") from error
 
     def commit(self, progress: Mapping[int, Progress]) -> bool:
-        """Set the offsets; return whether there is room in their metadata.
+        """Commit the progress; return whether there is room in the metadata.
 
         Raises: `KafkaSetupError`.
         """
@@ -95,15 +102,40 @@ class ReplayGroup:
             TopicPartition(self._topic, partition, each.offset, metadata=each.metadata)
             for partition, each in progress.items()
         ]
-        try:
-            # The admin client's call, for its deadline: a consumer's waits for its coordinator as long as it takes.
-            asked = self._admin.alter_consumer_group_offsets(
-                [ConsumerGroupTopicPartitions(self.name, places)], request_timeout=_ANSWER_S
-            )
-            _raise_errors(asked[self.name].result().topic_partitions)
-        except KafkaException as exception:
-            raise KafkaSetupError(f"group {self.name} can't be set: {exception.args[0].str()}") from exception
+        self._ask(lambda: self._commit(places))
         return all(len(each.metadata) <= _METADATA_BYTES for each in progress.values())
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._consumer.close()
+
+    def _ask(self, ask: Callable[[], Answer]) -> Answer:
+        """Ask until a coordinator answers: it may be on its way from one broker to another."""
+        deadline_s = time.monotonic() + _ANSWER_S
+        while True:
+            try:
+                return ask()
+            except KafkaException as exception:
+                error = exception.args[0]
+                if error.code() not in _COORDINATOR_MOVES or time.monotonic() > deadline_s:
+                    raise KafkaSetupError(f"group {self.name}: {error.str()}") from exception
+            self._consumer.poll(_POLL_S)
+
+    def _commit(self, places: list[TopicPartition]) -> None:
+        # Not the synchronous call: that waits for a coordinator as long as it takes, signals unheard.
+        self._consumer.commit(offsets=places, asynchronous=True)
+        deadline_s = time.monotonic() + _ANSWER_S
+        while not self._answers:
+            self._consumer.poll(_COMMIT_POLL_S)
+            if time.monotonic() > deadline_s:
+                raise KafkaSetupError(f"group {self.name}: no answer to a commit within {_ANSWER_S:g} s")
+        error = self._answers.pop()
+        if error is not None:
+            raise KafkaException(error)
+
+    def _note(self, error: KafkaError | None, places: list[TopicPartition]) -> None:
+        refused = [place.error for place in places if place.error is not None]
+        self._answers.append(error or next(iter(refused), None))
 
 
 class KafkaOutlet:
@@ -153,12 +185,6 @@ class KafkaOutlet:
 def is_refusal(error: KafkaError) -> bool:
     """Return whether a broker has refused this record; the client's own codes, below 0, say that it may be written."""
     return error.code() > 0
-
-
-def _raise_errors(answer: list[TopicPartition]) -> None:
-    for each in answer:
-        if each.error is not None:
-            raise KafkaException(each.error)
 
 
 def _ignore_passing(_: KafkaError) -> None:

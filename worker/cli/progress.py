@@ -38,7 +38,7 @@ class Progress:
             edges = list(accumulate(told["left"]))
             left = tuple(map(range, edges[::2], edges[1::2]))
             return cls(int(told["rest"]), {name: int(position) for name, position in told["reasons"].items()}, left)
-        except (AttributeError, KeyError, TypeError) as error:
+        except (ValueError, AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"{metadata!r} is not the progress of a replay") from error
 
     @property

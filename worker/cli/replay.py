@@ -60,7 +60,7 @@ def command(*, again: bool, dry_run: bool, reasons: tuple[str, ...] = (), **flag
     topic = settings.dead_letter_topic
     if topic not in topics:
         raise KafkaSetupError(f"no such topic at {settings.bootstrap_servers}: {topic}")
-    group = ReplayGroup(admin, f"{settings.group_id}-replay", topic)
+    group = ReplayGroup(settings, topic)
     known = group.read(topics[topic])
     if not known:
         click.echo(f"group {group.name} knows of no earlier replay: from the beginning of {topic}")
@@ -90,7 +90,7 @@ def _show(replay: "_Replay", topic: str, replayed: str) -> None:
         click.echo(line)
     if replay.uncommitted:
         places = name_places(topic, replay.uncommitted)
-        click.echo(f"sent, and sent again by the next call, for the progress is not committed: {places}")
+        click.echo(f"may be twice, for the next call sends them again: {places}")
 
 
 def _end(tally: Tally, stop: "_Stop") -> None:
