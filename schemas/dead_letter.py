@@ -1,5 +1,7 @@
 """Why a record was rejected, and the headers that say so on its dead letter."""
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -7,6 +9,10 @@ MAX_DETAIL_BYTES = 1024
 HEADER_PREFIX = "dlq."
 
 Headers = tuple[tuple[str, bytes | None], ...]
+
+_WORD = re.compile(r"[a-zA-Z0-9._-]{1,249}")  # a topic's name, and every reason
+_COUNT = re.compile(r"[0-9]{1,18}")  # fits the 64 bits of Kafka's fields
+_TIMESTAMP = re.compile(r"(-?[0-9]{1,18})?")
 
 
 class Reason(StrEnum):
@@ -43,9 +49,12 @@ class Rejection(Exception):
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """What the `dlq.*` headers of a dead letter say. Offsets count records, `timestamp_ms` Unix milliseconds."""
+    """What the `dlq.*` headers of a dead letter say. Offsets count records, `timestamp_ms` Unix milliseconds.
 
-    reason: Reason
+    `reason` is a `Reason`, or one that only another version knows.
+    """
+
+    reason: str
     detail: str
     topic: str
     partition: int
@@ -57,7 +66,7 @@ class DeadLetter:
     def headers(self, carried: Headers) -> Headers:
         """Return the headers of the dead letter: `carried` less older `dlq.*` ones, then these."""
         own = {
-            "reason": self.reason.value,
+            "reason": str(self.reason),
             "detail": _one_line(self.detail),
             "topic": self.topic,
             "partition": str(self.partition),
@@ -67,6 +76,45 @@ class DeadLetter:
             "worker": self.worker,
         }
         return without_dlq(carried) + tuple((HEADER_PREFIX + name, text.encode()) for name, text in own.items())
+
+
+def read_dead_letter(headers: Headers) -> DeadLetter | None:
+    """Return what the headers say, None where they are not those of a dead letter."""
+    told = _told(headers)
+    try:
+        return DeadLetter(
+            reason=_read(told, "reason", _WORD),
+            detail=told.get("detail", b"").decode(errors="replace"),
+            topic=_read(told, "topic", _WORD),
+            partition=int(_read(told, "partition", _COUNT)),
+            offset=int(_read(told, "offset", _COUNT)),
+            timestamp_ms=int(stamp) if (stamp := _read(told, "timestamp", _TIMESTAMP)) else None,
+            group=told.get("group", b"").decode(errors="replace"),
+            worker=told.get("worker", b"").decode(errors="replace"),
+        )
+    except (KeyError, ValueError):
+        return None
+
+
+def read_omitted_sha256(headers: Headers) -> str | None:
+    """Return the SHA-256 of the value that the dead letter was too large with, None where it has its value."""
+    told = _told(headers)
+    return told.get("value-sha256", b"").decode(errors="replace") if "value-omitted" in told else None
+
+
+def _told(headers: Headers) -> Mapping[str, bytes]:
+    return {
+        name.removeprefix(HEADER_PREFIX): value
+        for name, value in headers
+        if name.startswith(HEADER_PREFIX) and value is not None
+    }
+
+
+def _read(told: Mapping[str, bytes], name: str, shape: re.Pattern[str]) -> str:
+    text = told[name].decode()
+    if not shape.fullmatch(text):
+        raise ValueError(f"{HEADER_PREFIX}{name} is {text!r}")
+    return text
 
 
 def without_dlq(headers: Headers) -> Headers:

@@ -27,6 +27,7 @@ _COMMANDS = {
     "check": _Entry("worker", "Look at everything that run needs, and say what is wrong."),
     "publish": _Entry("kafka", "Images, from files and folders, into the input topic."),
     "consume": _Entry("kafka", "Embeddings from the output topic into a file or onto the screen."),
+    "replay": _Entry("kafka", "Dead letters back into the input topic, all or by reason."),
 }
 _OWN_PACKAGES = ("worker", "schemas")
 
