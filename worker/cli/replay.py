@@ -11,7 +11,6 @@ from typing import Self
 
 import click
 from confluent_kafka import KafkaError, Message
-from confluent_kafka.admin import AdminClient
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as ProgressBar
@@ -22,7 +21,7 @@ from worker.cli.options import settings_options
 from worker.cli.outlets import DryRun, KafkaOutlet, Outlet, ReplayGroup, is_refusal
 from worker.cli.progress import Passage, Progress
 from worker.cli.tally import Fate, Place, Tally, name_places
-from worker.clients import check_properties, tool_properties
+from worker.clients import tool_admin
 from worker.errors import DrainTimeout, KafkaSetupError
 from worker.records import Record
 from worker.settings import read_settings
@@ -54,8 +53,7 @@ def command(*, again: bool, dry_run: bool, reasons: tuple[str, ...] = (), **flag
     progress is in the consumer group GROUP_ID-replay. What can't be written back is named, and stays.
     """
     settings = read_settings(flags)
-    check_properties(settings)
-    admin = AdminClient(tool_properties(settings))
+    admin = tool_admin(settings)
     topics = list_topics(admin, settings)
     topic = settings.dead_letter_topic
     if topic not in topics:
