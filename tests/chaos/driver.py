@@ -1,0 +1,305 @@
+"""A run of three workers on a cluster, with a seeded schedule of faults: `drive` does it and accounts for it.
+
+One lane of events: a worker is killed, terminated or stopped beyond its session; a node of the cluster is taken away by
+its role, hard or clean, and comes back after the next event. Records are produced meanwhile, a share for each event.
+"""
+
+import random
+import shutil
+import signal
+import threading
+import uuid
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Literal
+
+from confluent_kafka import IsolationLevel, KafkaException
+
+from tests.broker.kafka import Brokers, Topics, committed, create_topic, end_offsets, wait_until
+from tests.broker.processes import Worker, group_of, started_worker
+from tests.chaos.cluster import NODES, Cluster
+from tests.chaos.forks import Fork
+from tests.chaos.stream import Stream
+from tests.chaos.verifier import Delivery, Report, Sample, most_within, read_log, verify
+
+WORKERS = 3
+PARTITIONS = 12
+CHECKPOINT_S = 0.5
+IN_FLIGHT = 64  # the worker's default: MAX_IMAGES_PER_RECORD, with batches of 8
+SESSION_S = 6.0
+COMMITTED_TIMEOUT_S = 120
+STOP_TIMEOUT_S = 60
+LOGS = Path(".cache/chaos")
+
+WorkerEvent = Literal["SIGKILL", "SIGTERM", "SIGSTOP"]
+Role = Literal["leader", "group coordinator", "transaction coordinator", "controller"]
+Say = Callable[[str], None]
+
+_WORKER_EVENTS: tuple[WorkerEvent, ...] = ("SIGKILL", "SIGTERM", "SIGSTOP")
+_ROLES: tuple[Role, ...] = ("leader", "group coordinator", "transaction coordinator", "controller")
+_LARGEST_PAUSE_S = 2.0
+_SHARE_S = 3.0
+
+QUICK = {
+    "session.timeout.ms": "6000",
+    "heartbeat.interval.ms": "1000",
+    "transaction.timeout.ms": "10000",
+    "delivery.timeout.ms": "9000",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run consists of; `kills` counts the events of workers, `bounces` those of nodes."""
+
+    delivery: Delivery
+    records: int
+    kills: int
+    bounces: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What came of it."""
+
+    plan: Plan
+    report: Report
+    unclean_ends: int
+    allowed_duplicates: int
+    bound: str
+    rewinds: int
+    problems: tuple[str, ...]
+
+
+def make_topics(cluster: Brokers, partitions: int = PARTITIONS, replicas: int = NODES) -> Topics:
+    """Make the topics of a run; the outputs are stamped when they are written."""
+    suffix = uuid.uuid4().hex[:8]
+    topics = Topics(f"documents-{suffix}", f"embeddings-{suffix}", f"dead-letters-{suffix}")
+    stamped = {"message.timestamp.type": "LogAppendTime"}
+    for topic, config in ((topics.input, {}), (topics.output, stamped), (topics.dead_letters, stamped)):
+        create_topic(cluster.bootstrap_servers, topic, partitions, config, replicas)
+    return topics
+
+
+def flags(delivery: Delivery, properties: Mapping[str, str] = QUICK) -> tuple[str, ...]:
+    """Return the flags of a worker that is quick to be missed."""
+    kafka = [part for name, value in properties.items() for part in ("--kafka", f"{name}={value}")]
+    return ("--delivery", delivery, "--checkpoint-interval-s", str(CHECKPOINT_S), *kafka)
+
+
+def everything_is_committed(brokers: Brokers, topics: Topics) -> bool:
+    """Return whether the group has committed the ends of the input."""
+    ends = {partition: end for partition, end in end_offsets(brokers.bootstrap_servers, topics.input).items() if end}
+    return committed(brokers.bootstrap_servers, group_of(topics), topics.input) == ends
+
+
+def sample(brokers: Brokers, topics: Topics) -> Sample:
+    """Read what is committed, and only then where the outputs end."""
+    positions = committed(brokers.bootstrap_servers, group_of(topics), topics.input)
+    return Sample(
+        positions,
+        {
+            (topic, partition): end
+            for topic in (topics.output, topics.dead_letters)
+            for partition, end in end_offsets(brokers.bootstrap_servers, topic).items()
+        },
+    )
+
+
+@dataclass(slots=True)
+class _Drive:
+    """The state of a run: belongs to the thread that drives it, `samples` and `finished` aside."""
+
+    cluster: Cluster
+    plan: Plan
+    topics: Topics
+    stack: ExitStack
+    say: Say
+    random: random.Random
+    workers: list[Worker] = field(default_factory=list)  # those that are there, one a slot
+    ended: list[Worker] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    unclean_ends: int = 0
+    down: int | None = None
+    samples: list[Sample] = field(default_factory=list)
+    finished: threading.Event = field(default_factory=threading.Event)
+
+    def start_worker(self, slot: int) -> Worker:
+        """Start one; half of them have a stable transactional id, so that a crash's transaction ends at the restart."""
+        own = flags(self.plan.delivery)
+        if self.plan.delivery == "exactly-once" and self.random.random() < 0.5:
+            own += ("--transactional-id", f"{self.topics.output}-{slot}")
+        return self.stack.enter_context(started_worker(self.cluster, self.topics, *own, launch=Fork))
+
+    def pause(self, longest_s: float, shortest_s: float = 0.0) -> None:
+        self.finished.wait(self.random.uniform(shortest_s, longest_s))
+
+    def replace(self, slot: int) -> None:
+        self.ended.append(self.workers[slot])
+        self.workers[slot] = self.start_worker(slot)
+
+    def look_after_workers(self) -> None:
+        """Start those again that ended by themselves: none may."""
+        for slot, worker in enumerate(self.workers):
+            if worker.exit_code is not None:
+                self.problems.append(f"worker {worker.pid} ended by itself with {worker.exit_code}")
+                self.unclean_ends += 1
+                self.replace(slot)
+
+    def act_on_worker(self, event: WorkerEvent) -> None:
+        slot = self.random.randrange(WORKERS)
+        worker = self.workers[slot]
+        self.say(f"{event} to worker {worker.pid}")
+        match event:
+            case "SIGKILL":
+                worker.kill()
+                self.unclean_ends += 1
+            case "SIGTERM":
+                self.end(worker)
+            case "SIGSTOP":
+                worker.send(signal.SIGSTOP)
+                self.pause(SESSION_S + 4, SESSION_S + 1)
+                worker.send(signal.SIGCONT)
+                self.unclean_ends += 1
+                return
+        self.replace(slot)
+
+    def end(self, worker: Worker) -> None:
+        starting = "http on port" not in worker.log  # not even the handler of the signal may be there
+        code = worker.stop(timeout_s=STOP_TIMEOUT_S)
+        if code != 0 and not (starting and code == -signal.SIGTERM):
+            self.problems.append(f"worker {worker.pid} ended with {code} after SIGTERM")
+            self.unclean_ends += 1
+
+    def act_on_cluster(self, role: Role, *, hard: bool) -> None:
+        self.bring_back()
+        self.down = self.node_in(role)
+        self.say(f"{'kill' if hard else 'stop'} of node {self.down}, the {role}")
+        (self.cluster.kill if hard else self.cluster.stop)(self.down)
+
+    def node_in(self, role: Role) -> int:
+        match role:
+            case "leader":
+                return self.cluster.leader_of(self.topics.output, self.random.randrange(PARTITIONS))
+            case "group coordinator":
+                return self.cluster.coordinator_of(group_of(self.topics))
+            case "transaction coordinator":
+                return self.cluster.transaction_coordinator_of(f"{self.topics.output}-{self.random.randrange(WORKERS)}")
+            case "controller":
+                return self.cluster.controller()
+
+    def bring_back(self) -> None:
+        if self.down is not None:
+            self.cluster.start(self.down)
+            self.say(f"node {self.down} is back")
+            self.down = None
+
+    def keep_sampling(self) -> None:
+        """Sample until the run has finished; while a coordinator moves nobody answers."""
+        while not self.finished.wait(0.5):
+            try:
+                self.samples.append(sample(self.cluster, self.topics))
+            except KafkaException:
+                continue
+
+    def settle(self) -> None:
+        """Wait until all is committed, end the workers, and take the last sample."""
+        try:
+            done = lambda: everything_is_committed(self.cluster, self.topics)  # noqa: E731
+            wait_until(done, COMMITTED_TIMEOUT_S, "everything is committed")
+        except AssertionError as error:
+            self.problems.append(str(error))
+        self.look_after_workers()
+        for worker in self.workers:
+            self.end(worker)
+        self.ended += self.workers
+
+    @property
+    def sessions_ended(self) -> int:
+        return sum(worker.log.count("the session ended: ") for worker in self.ended)
+
+    @property
+    def rewinds(self) -> int:
+        return sum(worker.log.count("going on from the last checkpoint") for worker in self.ended)
+
+
+def drive(cluster: Cluster, plan: Plan, say: Say) -> Run:
+    """Run the plan, and account for every record."""
+    schedule = random.Random(plan.seed)  # noqa: S311 - a schedule, no secret
+    events = _events(plan, schedule)
+    topics = make_topics(cluster)
+    with ExitStack() as stack:
+        run = _Drive(cluster, plan, topics, stack, say, schedule)
+        pool = stack.enter_context(ThreadPoolExecutor(2))
+        stack.callback(run.finished.set)
+        run.workers = [run.start_worker(slot) for slot in range(WORKERS)]
+        for worker in run.workers:
+            worker.wait_until_ready()
+        sampling = pool.submit(run.keep_sampling)
+        stream = Stream(cluster, topics.input, plan.seed)
+        for number, event in enumerate(events, start=1):
+            share = plan.records * number // len(events) - stream.sent
+            sending = pool.submit(stream.send, share, schedule.uniform(0, _SHARE_S))
+            run.pause(_LARGEST_PAUSE_S)
+            run.look_after_workers()
+            event(run)
+            sending.result()
+        run.bring_back()
+        stream.finish()
+        run.settle()
+        run.finished.set()
+        sampling.result()
+        return _account(run)
+
+
+def _events(plan: Plan, schedule: random.Random) -> list[Callable[[_Drive], None]]:
+    def on_worker(event: WorkerEvent) -> Callable[[_Drive], None]:
+        return lambda run: run.act_on_worker(event)
+
+    def on_cluster(role: Role, hard: bool) -> Callable[[_Drive], None]:  # noqa: FBT001 - a part of a schedule
+        return lambda run: run.act_on_cluster(role, hard=hard)
+
+    bounces = [(role, hard) for hard in (True, False) for role in _ROLES]
+    events = [on_worker(event) for event in islice(cycle(_WORKER_EVENTS), plan.kills)]
+    events += [on_cluster(*bounce) for bounce in islice(cycle(bounces), plan.bounces)]
+    schedule.shuffle(events)
+    return events
+
+
+def _account(run: _Drive) -> Run:
+    cluster, topics, plan = run.cluster, run.topics, run.plan
+    topics_out = (topics.output, topics.dead_letters)
+    wait_until(lambda: all(_is_stable(cluster, topic) for topic in topics_out), 60, "no transaction is open")
+    run.samples.append(sample(cluster, topics))
+    log = read_log(cluster, topics, run.samples, end_offsets(cluster.bootstrap_servers, topics.input))
+    unclean_ends = run.unclean_ends + run.sessions_ended
+    since_checkpoint = most_within(log.outcomes, CHECKPOINT_S + 1) + IN_FLIGHT
+    allowed = unclean_ends * since_checkpoint if plan.delivery == "at-least-once" else 0
+    bound = f"{unclean_ends} unclean ends × {since_checkpoint} records in {CHECKPOINT_S + 1:g} s and in flight"
+    report = verify(log, allowed)
+    problems = [*run.problems, *report.problems]
+    if len(log.inputs) != plan.records:
+        problems.append(f"{len(log.inputs)} records on the input topic, {plan.records} were sent")
+    if problems:
+        _keep_logs(run)
+    return Run(plan, report, unclean_ends, allowed, bound, run.rewinds, tuple(problems))
+
+
+def _is_stable(cluster: Brokers, topic: str) -> bool:
+    """Return whether a `read_committed` reader sees the topic to its end."""
+    everything = end_offsets(cluster.bootstrap_servers, topic)
+    return end_offsets(cluster.bootstrap_servers, topic, IsolationLevel.READ_COMMITTED) == everything
+
+
+def _keep_logs(run: _Drive) -> None:
+    folder = LOGS / f"{run.plan.delivery}-{run.plan.seed}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for worker in run.ended:
+        (folder / f"worker-{worker.pid}.log").write_text(worker.log)
+    run.say(f"the workers' logs are kept in {folder}")
