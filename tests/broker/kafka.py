@@ -24,7 +24,6 @@ from confluent_kafka import (
     OFFSET_BEGINNING,
     Consumer,
     ConsumerGroupTopicPartitions,
-    IsolationLevel,
     KafkaError,
     KafkaException,
     Message,
@@ -397,17 +396,11 @@ def committed(bootstrap_servers: str, group: str, topic: str) -> dict[int, int]:
     return {each.partition: each.offset for each in answer.topic_partitions if each.topic == topic}
 
 
-def end_offsets(
-    bootstrap_servers: str, topic: str, isolation: IsolationLevel = IsolationLevel.READ_UNCOMMITTED
-) -> dict[int, int]:
-    """Read the offset after the last record, by partition; the end of a transaction takes an offset too.
-
-    With READ_COMMITTED it is the first one of an open transaction, where there is one.
-    """
+def end_offsets(bootstrap_servers: str, topic: str) -> dict[int, int]:
+    """Read the offset after the last record, by partition; the end of a transaction takes an offset too."""
     with _admin(bootstrap_servers) as admin:
         latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
-        places = {TopicPartition(topic, each): latest for each in _partitions(admin, topic)}
-        asked = admin.list_offsets(places, isolation_level=isolation)
+        asked = admin.list_offsets({TopicPartition(topic, each): latest for each in _partitions(admin, topic)})
         return {each.partition: answer.result(REQUEST_TIMEOUT_S).offset for each, answer in asked.items()}
 
 

@@ -9,7 +9,7 @@ import shutil
 import signal
 import threading
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -17,14 +17,13 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Literal
 
-from confluent_kafka import IsolationLevel, KafkaException
-
-from tests.broker.kafka import Brokers, Topics, committed, create_topic, end_offsets, wait_until
+from tests.broker.kafka import Brokers, Topics, create_topic, wait_until
 from tests.broker.processes import Worker, group_of, started_worker
 from tests.chaos.cluster import NODES, Cluster
 from tests.chaos.forks import Fork
 from tests.chaos.stream import Stream
 from tests.chaos.verifier import Delivery, Report, Sample, most_within, read_log, verify
+from tests.chaos.watch import Watch, keep_sampling
 
 WORKERS = 3
 PARTITIONS = 12
@@ -92,32 +91,14 @@ def flags(delivery: Delivery, properties: Mapping[str, str] = QUICK) -> tuple[st
     return ("--delivery", delivery, "--checkpoint-interval-s", str(CHECKPOINT_S), *kafka)
 
 
-def everything_is_committed(brokers: Brokers, topics: Topics) -> bool:
-    """Return whether the group has committed the ends of the input."""
-    ends = {partition: end for partition, end in end_offsets(brokers.bootstrap_servers, topics.input).items() if end}
-    return committed(brokers.bootstrap_servers, group_of(topics), topics.input) == ends
-
-
-def sample(brokers: Brokers, topics: Topics) -> Sample:
-    """Read what is committed, and only then where the outputs end."""
-    positions = committed(brokers.bootstrap_servers, group_of(topics), topics.input)
-    return Sample(
-        positions,
-        {
-            (topic, partition): end
-            for topic in (topics.output, topics.dead_letters)
-            for partition, end in end_offsets(brokers.bootstrap_servers, topic).items()
-        },
-    )
-
-
 @dataclass(slots=True)
 class _Drive:
-    """The state of a run: belongs to the thread that drives it, `samples` and `finished` aside."""
+    """The state of a run: belongs to the thread that drives it, `finished` aside."""
 
     cluster: Cluster
     plan: Plan
     topics: Topics
+    watch: Watch
     stack: ExitStack
     say: Say
     random: random.Random
@@ -126,7 +107,6 @@ class _Drive:
     problems: list[str] = field(default_factory=list)
     unclean_ends: int = 0
     down: int | None = None
-    samples: list[Sample] = field(default_factory=list)
     finished: threading.Event = field(default_factory=threading.Event)
 
     def start_worker(self, slot: int) -> Worker:
@@ -199,19 +179,10 @@ class _Drive:
             self.say(f"node {self.down} is back")
             self.down = None
 
-    def keep_sampling(self) -> None:
-        """Sample until the run has finished; while a coordinator moves nobody answers."""
-        while not self.finished.wait(0.5):
-            try:
-                self.samples.append(sample(self.cluster, self.topics))
-            except KafkaException:
-                continue
-
     def settle(self) -> None:
         """Wait until all is committed, end the workers, and take the last sample."""
         try:
-            done = lambda: everything_is_committed(self.cluster, self.topics)  # noqa: E731
-            wait_until(done, COMMITTED_TIMEOUT_S, "everything is committed")
+            wait_until(self.watch.everything_is_committed, COMMITTED_TIMEOUT_S, "everything is committed")
         except AssertionError as error:
             self.problems.append(str(error))
         self.look_after_workers()
@@ -234,13 +205,13 @@ def drive(cluster: Cluster, plan: Plan, say: Say) -> Run:
     events = _events(plan, schedule)
     topics = make_topics(cluster)
     with ExitStack() as stack:
-        run = _Drive(cluster, plan, topics, stack, say, schedule)
+        run = _Drive(cluster, plan, topics, Watch(cluster, topics), stack, say, schedule)
         pool = stack.enter_context(ThreadPoolExecutor(2))
         stack.callback(run.finished.set)
         run.workers = [run.start_worker(slot) for slot in range(WORKERS)]
         for worker in run.workers:
             worker.wait_until_ready()
-        sampling = pool.submit(run.keep_sampling)
+        sampling = pool.submit(keep_sampling, cluster, topics, run.finished)
         stream = Stream(cluster, topics.input, plan.seed)
         for number, event in enumerate(events, start=1):
             share = plan.records * number // len(events) - stream.sent
@@ -253,8 +224,7 @@ def drive(cluster: Cluster, plan: Plan, say: Say) -> Run:
         stream.finish()
         run.settle()
         run.finished.set()
-        sampling.result()
-        return _account(run)
+        return _account(run, sampling.result())
 
 
 def _events(plan: Plan, schedule: random.Random) -> list[Callable[[_Drive], None]]:
@@ -271,12 +241,10 @@ def _events(plan: Plan, schedule: random.Random) -> list[Callable[[_Drive], None
     return events
 
 
-def _account(run: _Drive) -> Run:
-    cluster, topics, plan = run.cluster, run.topics, run.plan
-    topics_out = (topics.output, topics.dead_letters)
-    wait_until(lambda: all(_is_stable(cluster, topic) for topic in topics_out), 60, "no transaction is open")
-    run.samples.append(sample(cluster, topics))
-    log = read_log(cluster, topics, run.samples, end_offsets(cluster.bootstrap_servers, topics.input))
+def _account(run: _Drive, samples: Sequence[Sample]) -> Run:
+    plan, watch = run.plan, run.watch
+    watch.wait_for_transactions(COMMITTED_TIMEOUT_S)
+    log = read_log(run.cluster, run.topics, [*samples, watch.sample()], watch.input_ends())
     unclean_ends = run.unclean_ends + run.sessions_ended
     since_checkpoint = most_within(log.outcomes, CHECKPOINT_S + 1) + IN_FLIGHT
     allowed = unclean_ends * since_checkpoint if plan.delivery == "at-least-once" else 0
@@ -288,12 +256,6 @@ def _account(run: _Drive) -> Run:
     if problems:
         _keep_logs(run)
     return Run(plan, report, unclean_ends, allowed, bound, run.rewinds, tuple(problems))
-
-
-def _is_stable(cluster: Brokers, topic: str) -> bool:
-    """Return whether a `read_committed` reader sees the topic to its end."""
-    everything = end_offsets(cluster.bootstrap_servers, topic)
-    return end_offsets(cluster.bootstrap_servers, topic, IsolationLevel.READ_COMMITTED) == everything
 
 
 def _keep_logs(run: _Drive) -> None:
