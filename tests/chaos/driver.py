@@ -72,6 +72,7 @@ class Run:
     allowed_duplicates: int
     bound: str
     rewinds: int
+    sessions_ended: int
     problems: tuple[str, ...]
 
 
@@ -253,9 +254,8 @@ def _account(run: _Drive, samples: Sequence[Sample]) -> Run:
     problems = [*run.problems, *report.problems]
     if len(log.inputs) != plan.records:
         problems.append(f"{len(log.inputs)} records on the input topic, {plan.records} were sent")
-    if problems:
-        _keep_logs(run)
-    return Run(plan, report, unclean_ends, allowed, bound, run.rewinds, tuple(problems))
+    _keep_logs(run)
+    return Run(plan, report, unclean_ends, allowed, bound, run.rewinds, run.sessions_ended, tuple(problems))
 
 
 def _keep_logs(run: _Drive) -> None:

@@ -15,6 +15,7 @@ from tests.broker.kafka import Brokers, Topics, read_each
 from tests.chaos.stream import Judge, expectation, headers_of
 
 Delivery = Literal["at-least-once", "exactly-once"]
+DELIVERIES: tuple[Delivery, ...] = ("at-least-once", "exactly-once")
 Place = tuple[int, int]
 """An input record's partition and offset."""
 
