@@ -39,7 +39,7 @@ Role = Literal["leader", "group coordinator", "transaction coordinator", "contro
 Say = Callable[[str], None]
 
 _WORKER_EVENTS: tuple[WorkerEvent, ...] = ("SIGKILL", "SIGTERM", "SIGSTOP")
-_ROLES: tuple[Role, ...] = ("leader", "group coordinator", "transaction coordinator", "controller")
+_ROLES: tuple[Role, ...] = ("leader", "group coordinator", "controller", "transaction coordinator")
 _LARGEST_PAUSE_S = 2.0
 _SHARE_S = 3.0
 
@@ -235,7 +235,8 @@ def _events(plan: Plan, schedule: random.Random) -> list[Callable[[_Drive], None
     def on_cluster(role: Role, hard: bool) -> Callable[[_Drive], None]:  # noqa: FBT001 - a part of a schedule
         return lambda run: run.act_on_cluster(role, hard=hard)
 
-    bounces = [(role, hard) for hard in (True, False) for role in _ROLES]
+    roles = _ROLES if plan.delivery == "exactly-once" else _ROLES[:-1]
+    bounces = [(role, hard) for hard in (True, False) for role in roles]
     events = [on_worker(event) for event in islice(cycle(_WORKER_EVENTS), plan.kills)]
     events += [on_cluster(*bounce) for bounce in islice(cycle(bounces), plan.bounces)]
     schedule.shuffle(events)
