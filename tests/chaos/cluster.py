@@ -105,8 +105,8 @@ def running_cluster(folder: Path) -> Iterator[Cluster]:
 
 
 def _partition_of(name: str) -> int:
-    """Return where Kafka keeps a group or a transactional id: Java's `hashCode`, without its sign."""
+    """Return where Kafka keeps a group or a transactional id: by Java's `hashCode`, without its sign."""
     code = 0
     for character in name:
         code = (31 * code + ord(character)) & 0xFFFFFFFF
-    return (code & 0x7FFFFFFF) % COORDINATOR_PARTITIONS
+    return min(code, 2**32 - code) % COORDINATOR_PARTITIONS

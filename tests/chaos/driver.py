@@ -43,12 +43,8 @@ _ROLES: tuple[Role, ...] = ("leader", "group coordinator", "controller", "transa
 _LARGEST_PAUSE_S = 2.0
 _SHARE_S = 3.0
 
-QUICK = {
-    "session.timeout.ms": "6000",
-    "heartbeat.interval.ms": "1000",
-    "transaction.timeout.ms": "10000",
-    "delivery.timeout.ms": "9000",
-}
+_QUICK = {"session.timeout.ms": "6000", "heartbeat.interval.ms": "1000"}
+_QUICK_TRANSACTIONS = {"transaction.timeout.ms": "10000", "delivery.timeout.ms": "9000"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +82,14 @@ def make_topics(cluster: Brokers, partitions: int = PARTITIONS, replicas: int = 
     return topics
 
 
-def flags(delivery: Delivery, properties: Mapping[str, str] = QUICK) -> tuple[str, ...]:
+def quick(delivery: Delivery) -> Mapping[str, str]:
+    """Return the properties of clients that are quick to be missed."""
+    return _QUICK | (_QUICK_TRANSACTIONS if delivery == "exactly-once" else {})
+
+
+def flags(delivery: Delivery) -> tuple[str, ...]:
     """Return the flags of a worker that is quick to be missed."""
-    kafka = [part for name, value in properties.items() for part in ("--kafka", f"{name}={value}")]
+    kafka = [part for name, value in quick(delivery).items() for part in ("--kafka", f"{name}={value}")]
     return ("--delivery", delivery, "--checkpoint-interval-s", str(CHECKPOINT_S), *kafka)
 
 

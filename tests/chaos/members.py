@@ -17,7 +17,7 @@ from tests.broker.instant_worker import InstantEncoder
 from tests.broker.kafka import Brokers, Topics, wait_until
 from tests.broker.processes import group_of
 from tests.chaos.cluster import Cluster
-from tests.chaos.driver import CHECKPOINT_S, COMMITTED_TIMEOUT_S, PARTITIONS, QUICK, Say, make_topics
+from tests.chaos.driver import CHECKPOINT_S, COMMITTED_TIMEOUT_S, PARTITIONS, Say, make_topics, quick
 from tests.chaos.stream import Stream
 from tests.chaos.verifier import Delivery, Report, read_log, verify
 from tests.chaos.watch import Watch, keep_sampling
@@ -144,11 +144,12 @@ def _react(members: list[Member]) -> None:
 
 
 def _settings(brokers: Brokers, topics: Topics, changes: Changes, number: int) -> Settings:
+    kafka = dict(quick(changes.delivery))
     if changes.protocol == "consumer":
-        kafka = {name: value for name, value in QUICK.items() if name not in _CLASSIC_ONLY}
+        kafka = {name: value for name, value in kafka.items() if name not in _CLASSIC_ONLY}
         kafka["group.protocol"] = "consumer"
     else:
-        kafka = QUICK | {"heartbeat.interval.ms": "500", "partition.assignment.strategy": changes.protocol}
+        kafka |= {"heartbeat.interval.ms": "500", "partition.assignment.strategy": changes.protocol}
     member = f"{group_of(topics)}-{number}"
     return Settings(
         bootstrap_servers=brokers.bootstrap_servers,
