@@ -19,8 +19,8 @@ from typing import Literal
 
 from tests.broker.kafka import Brokers, Topics, create_topic, wait_until
 from tests.broker.processes import Worker, group_of, started_worker
-from tests.chaos.cluster import NODES, Cluster
-from tests.chaos.forks import Fork
+from tests.chaos.cluster import COORDINATOR_PARTITIONS, NODES, Cluster
+from tests.chaos.forks import STACKS, Fork
 from tests.chaos.stream import Stream
 from tests.chaos.verifier import Delivery, Report, Sample, most_within, read_log, verify
 from tests.chaos.watch import Watch, keep_sampling
@@ -153,10 +153,20 @@ class _Drive:
 
     def end(self, worker: Worker) -> None:
         starting = "http on port" not in worker.log  # not even the handler of the signal may be there
-        code = worker.stop(timeout_s=STOP_TIMEOUT_S)
+        try:
+            code = worker.stop(timeout_s=STOP_TIMEOUT_S)
+        except AssertionError:
+            code = self.kill_hanging(worker)
         if code != 0 and not (starting and code == -signal.SIGTERM):
             self.problems.append(f"worker {worker.pid} ended with {code} after SIGTERM")
             self.unclean_ends += 1
+
+    def kill_hanging(self, worker: Worker) -> int:
+        """Let its log say what its threads are at, first."""
+        worker.send(STACKS)
+        worker.wait_until_it_says("most recent call first", timeout_s=STOP_TIMEOUT_S)
+        worker.kill()
+        return -signal.SIGKILL
 
     def act_on_cluster(self, role: Role, *, hard: bool) -> None:
         self.bring_back()
@@ -171,7 +181,7 @@ class _Drive:
             case "group coordinator":
                 return self.cluster.coordinator_of(group_of(self.topics))
             case "transaction coordinator":
-                return self.cluster.transaction_coordinator_of(f"{self.topics.output}-{self.random.randrange(WORKERS)}")
+                return self.cluster.transaction_coordinator(self.random.randrange(COORDINATOR_PARTITIONS))
             case "controller":
                 return self.cluster.controller()
 

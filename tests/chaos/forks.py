@@ -3,6 +3,7 @@
 What runs is the same as in `tests.broker.processes.launch`.
 """
 
+import faulthandler
 import multiprocessing
 import os
 import signal
@@ -14,6 +15,9 @@ from tests.broker import instant_worker
 
 _forkserver = multiprocessing.get_context("forkserver")
 _forkserver.set_forkserver_preload([instant_worker.__name__])
+
+STACKS = signal.SIGUSR1
+"""Makes a forked worker write what its threads are at into its log."""
 
 
 class Fork:
@@ -45,6 +49,7 @@ def _work(arguments: Sequence[str], log: Path, env: Mapping[str, str]) -> None:
     file = os.open(log, os.O_WRONLY | os.O_CREAT)
     os.dup2(file, sys.stdout.fileno())
     os.dup2(file, sys.stderr.fileno())
+    faulthandler.register(STACKS)  # also of a thread that hangs in native code
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the server ignores it
     for name in [name for name in os.environ if name.startswith("WORKER_")]:
         del os.environ[name]
