@@ -30,6 +30,7 @@ PARTITIONS = 12
 CHECKPOINT_S = 0.5
 IN_FLIGHT = 64  # the worker's default: MAX_IMAGES_PER_RECORD, with batches of 8
 SESSION_S = 6.0
+MAX_MESSAGE_BYTES = 32 * 1024 * 1024  # what `clip-worker topics` makes takes the largest picture too
 COMMITTED_TIMEOUT_S = 120
 STOP_TIMEOUT_S = 60
 LOGS = Path(".cache/chaos")
@@ -76,8 +77,9 @@ def make_topics(cluster: Brokers, partitions: int = PARTITIONS, replicas: int = 
     """Make the topics of a run; the outputs are stamped when they are written."""
     suffix = uuid.uuid4().hex[:8]
     topics = Topics(f"documents-{suffix}", f"embeddings-{suffix}", f"dead-letters-{suffix}")
-    stamped = {"message.timestamp.type": "LogAppendTime"}
-    for topic, config in ((topics.input, {}), (topics.output, stamped), (topics.dead_letters, stamped)):
+    large = {"max.message.bytes": str(MAX_MESSAGE_BYTES)}
+    stamped = large | {"message.timestamp.type": "LogAppendTime"}
+    for topic, config in ((topics.input, large), (topics.output, stamped), (topics.dead_letters, stamped)):
         create_topic(cluster.bootstrap_servers, topic, partitions, config, replicas)
     return topics
 
