@@ -19,7 +19,7 @@ from typing import Literal
 
 from tests.broker.kafka import Brokers, Topics, create_topic, wait_until
 from tests.broker.processes import Worker, group_of, started_worker
-from tests.chaos.cluster import COORDINATOR_PARTITIONS, NODES, Cluster
+from tests.chaos.cluster import NODES, Cluster
 from tests.chaos.forks import STACKS, Fork
 from tests.chaos.stream import Stream
 from tests.chaos.verifier import Delivery, Report, Sample, most_within, read_log, verify
@@ -183,7 +183,7 @@ class _Drive:
             case "group coordinator":
                 return self.cluster.coordinator_of(group_of(self.topics))
             case "transaction coordinator":
-                return self.cluster.transaction_coordinator(self.random.randrange(COORDINATOR_PARTITIONS))
+                return self.cluster.transaction_coordinator_of(f"{self.topics.output}-{self.random.randrange(WORKERS)}")
             case "controller":
                 return self.cluster.controller()
 
