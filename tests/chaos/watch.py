@@ -24,10 +24,8 @@ class Watch:
         of_group = {"bootstrap.servers": brokers.bootstrap_servers, "group.id": group_of(topics), "log_level": 0}
         self._consumer = Consumer({**of_group, "isolation.level": "read_uncommitted"})
         self._reader = Consumer({**of_group, "isolation.level": "read_committed"})
-        self._partitions = {
-            topic: sorted(self._consumer.list_topics(topic, timeout=REQUEST_TIMEOUT_S).topics[topic].partitions)
-            for topic in (topics.input, topics.output, topics.dead_letters)
-        }
+        self._partitions: dict[str, list[int]] = {}
+        wait_until(self._shows_all_topics, REQUEST_TIMEOUT_S, "the brokers show the topics")
 
     def committed(self) -> Mapping[int, int]:
         """Return the group's offsets by partition; those without one are left out."""
@@ -65,6 +63,14 @@ class Watch:
             return _output_ends(self._reader, self._topics, self._partitions) == self.output_ends()
 
         wait_until(none_is_open, timeout_s, "no transaction is open")
+
+    def _shows_all_topics(self) -> bool:
+        """Return whether each has all its partitions: not every node knows of a new topic at once."""
+        topics = (self._topics.input, self._topics.output, self._topics.dead_letters)
+        shown = self._consumer.list_topics(timeout=REQUEST_TIMEOUT_S).topics
+        self._partitions = {topic: sorted(shown[topic].partitions) for topic in topics if topic in shown}
+        counts = {len(self._partitions.get(topic, ())) for topic in topics}
+        return len(counts) == 1 and counts != {0}
 
 
 def keep_sampling(brokers: Brokers, topics: Topics, finished: threading.Event) -> list[Sample]:
