@@ -60,16 +60,19 @@ class Watch:
         """Wait until a `read_committed` reader sees the outputs to their ends."""
 
         def none_is_open() -> bool:
-            return _output_ends(self._reader, self._topics, self._partitions) == self.output_ends()
+            try:
+                return _output_ends(self._reader, self._topics, self._partitions) == self.output_ends()
+            except KafkaException:
+                return False
 
         wait_until(none_is_open, timeout_s, "no transaction is open")
 
     def _shows_all_topics(self) -> bool:
         """Return whether each has all its partitions: not every node knows of a new topic at once."""
         topics = (self._topics.input, self._topics.output, self._topics.dead_letters)
-        shown = self._consumer.list_topics(timeout=REQUEST_TIMEOUT_S).topics
-        self._partitions = {topic: sorted(shown[topic].partitions) for topic in topics if topic in shown}
-        counts = {len(self._partitions.get(topic, ())) for topic in topics}
+        shown = {topic: self._consumer.list_topics(topic, timeout=REQUEST_TIMEOUT_S).topics[topic] for topic in topics}
+        self._partitions = {topic: sorted(each.partitions) for topic, each in shown.items()}
+        counts = {len(partitions) for partitions in self._partitions.values()}
         return len(counts) == 1 and counts != {0}
 
 
@@ -97,6 +100,7 @@ def _output_ends(
 
 def _ends(consumer: Consumer, topic: str, partitions: list[int]) -> dict[int, int]:
     ends = {}
+    consumer.list_topics(topic, timeout=_ANSWER_TIMEOUT_S)  # or a partition may stay unknown to the client
     for partition in partitions:
         answer = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=_ANSWER_TIMEOUT_S)
         if answer is None:
