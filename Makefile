@@ -1,9 +1,14 @@
 # make setup, make demo, make test: see README.md. Everything else is there for contributors.
 PYTHON ?= python3
 FOLDER ?=
+RECORDS ?= 100000
+KILLS ?= 50
+BOUNCES ?= 20
+CHANGES ?= 100
+SEED ?=
 BIN := .venv/bin
 
-.PHONY: setup demo test lint types unit bench lock clean
+.PHONY: setup demo test lint types unit bench chaos lock clean
 
 setup: .venv/.ready
 
@@ -35,6 +40,10 @@ unit: setup
 
 bench: setup
 	$(BIN)/python -m tests.benchmarks.preparation
+
+chaos: setup
+	$(BIN)/python -m tests.chaos --records $(RECORDS) --kills $(KILLS) --bounces $(BOUNCES) --changes $(CHANGES) \
+		$(if $(SEED),--seed $(SEED))
 
 lock: setup
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \

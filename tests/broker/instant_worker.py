@@ -6,6 +6,7 @@ Everything but the model is the worker's own. `INSTANT_ENCODER_DELAY_S` makes ev
 import os
 import sys
 import time
+from collections.abc import Sequence
 
 import click
 import numpy as np
@@ -80,7 +81,12 @@ def command(**flags: object) -> None:
     worker.cli.run.run(read_settings(flags), load_instantly)
 
 
-if __name__ == "__main__":
+def start(arguments: Sequence[str]) -> None:
+    """Do what `clip-worker run` does."""
     worker.cli.run.command = command  # what `clip-worker run` calls
-    sys.argv.insert(1, "run")
+    sys.argv[1:] = ["run", *arguments]
     main()
+
+
+if __name__ == "__main__":
+    start(sys.argv[1:])

@@ -1,9 +1,10 @@
-"""A real Kafka broker for the tests, and what they do on it without the worker.
+"""Real Kafka brokers for the tests, and what they do on them without the worker.
 
-The broker is one node, broker and controller in one process, reachable from this machine only. Docker runs it where a
-daemon answers, else this machine's own Java from jars that Maven fetches once; both are the same Kafka.
+A node is broker and controller in one process, reachable from this machine only. Docker runs it where a daemon answers,
+else this machine's own Java from jars that Maven fetches once; both are the same Kafka. Most tests need one node.
 """
 
+import json
 import random
 import re
 import shutil
@@ -11,8 +12,8 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -31,6 +32,7 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 from testcontainers.core.container import DockerContainer
+from testcontainers.core.network import Network
 
 VERSION = "4.4.0"
 CLUSTER_ID = "5L6g3nShT-eMCtK--X86sw"
@@ -40,14 +42,14 @@ START_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 30
 REQUEST_TIMEOUT_S = 30
 
-_SETTINGS = {
+_SETTINGS: Mapping[str, str] = {
     "process.roles": "broker,controller",
-    "node.id": "1",
     # A killed broker is let in again once its last session has timed out, by default after 9 s.
     "broker.heartbeat.interval.ms": "500",
     "broker.session.timeout.ms": "3000",
     "controller.listener.names": "CONTROLLER",
-    "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+    "inter.broker.listener.name": "BROKER",
+    "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,BROKER:PLAINTEXT,CONTROLLER:PLAINTEXT",
     "auto.create.topics.enable": "false",
     "group.initial.rebalance.delay.ms": "0",
     # A test's records may have any timestamp; by default those of more than a week ago soon disappear.
@@ -65,29 +67,74 @@ _SETTINGS = {
 }
 
 
-class Kafka(Protocol):
-    """A running broker that can be taken away and brought back with its data, at the same address."""
+# Quick to start rather than quick in the long run, and small: three of them share a machine with what is tested.
+_JAVA_OPTIONS = ("-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
+_QUORUM_STATE = "__cluster_metadata-0/quorum-state"
+_DOCKER_DATA = "/tmp/kafka-data"  # noqa: S108 - inside the container
 
-    bootstrap_servers: str
+
+class Brokers(Protocol):
+    """What clients need to reach a broker or a cluster."""
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """Return host:port, several separated by commas."""
+
+
+class Kafka(Brokers, Protocol):
+    """A running node that can be taken away and brought back with its data, at the same address."""
+
     route: str
 
-    def stop(self, *, hard: bool = False) -> None:
-        """End the broker's process: in good order, or at once where it is `hard`."""
+    def launch(self) -> None:
+        """Start its process again, and don't wait."""
+
+    def wait(self) -> None:
+        """Wait until it answers."""
 
     def start(self) -> None:
-        """Bring a stopped broker back, and wait until it answers."""
+        """Bring it back after a stop, and wait until it answers."""
+
+    def stop(self, *, hard: bool = False) -> None:
+        """End its process: in good order, or at once where it is `hard`."""
+
+    def quorum(self) -> tuple[int, int]:
+        """Return the epoch of the controllers' election and the leader's node, as this node knows them."""
 
     def close(self) -> None:
-        """Stop the broker for good and delete its data."""
+        """Stop it for good and delete its data."""
 
 
 def start_kafka(folder: Path) -> Kafka:
-    """Start a broker by Docker or else by Java and Maven, with its data in a new folder inside `folder`.
+    """Start one node; see `start_nodes`."""
+    [node] = start_nodes(folder, 1, {})
+    return node
 
-    Raises: `RuntimeError` that says what to install where neither is there, or why the broker didn't start.
+
+def start_nodes(folder: Path, count: int, settings: Mapping[str, str]) -> Sequence[Kafka]:
+    """Start a cluster of nodes 1 to `count` by Docker or else by Java and Maven, each with a data folder in `folder`.
+
+    Raises: `RuntimeError` that says what to install where neither is there, or why a node didn't start.
     """
+    nodes = _make_nodes(folder, count, {**_SETTINGS, **settings})
+    try:
+        for node in nodes:
+            node.launch()  # none answers before most of them are there
+        for node in nodes:
+            node.wait()
+    except BaseException:
+        for node in nodes:
+            node.close()
+        raise
+    return nodes
+
+
+def _make_nodes(folder: Path, count: int, settings: Mapping[str, str]) -> "Sequence[JavaKafka | DockerKafka]":
+    ports = _free_ports(3 * count)
     if _docker_answers():
-        return DockerKafka()
+        network = Network().create()
+        places = [_Place(each, f"node-{each}", next(ports), next(ports), next(ports)) for each in range(1, count + 1)]
+        return [DockerKafka(place, {**settings, **_listeners("", place, places)}, network) for place in places]
     java = _java_version()
     if java is None or java < 17 or shutil.which("mvn") is None:
         raise RuntimeError(
@@ -95,26 +142,67 @@ def start_kafka(folder: Path) -> Kafka:
             f"(no Docker daemon answers, Java: {java or 'none'}, Maven: {shutil.which('mvn') or 'none'})"
         )
     libs = _fetch_jars(platformdirs.user_cache_path("clip-worker-tests"))
-    return JavaKafka(Path(tempfile.mkdtemp(prefix="kafka-", dir=folder)), libs, java)
+    places = [_Place(each, "127.0.0.1", next(ports), next(ports), next(ports)) for each in range(1, count + 1)]
+    return [
+        JavaKafka(
+            Path(tempfile.mkdtemp(prefix=f"kafka-{place.node}-", dir=folder)),
+            place,
+            {**settings, **_listeners("127.0.0.1", place, places)},
+            libs,
+            java,
+        )
+        for place in places
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a node listens: its name among the nodes, and the ports for clients, for brokers and for controllers."""
+
+    node: int
+    host: str
+    client_port: int
+    broker_port: int
+    controller_port: int
 
 
 class JavaKafka:
-    """A broker on this machine's Java; its settings, log and data are in `folder`, which `close` deletes."""
+    """A node on this machine's Java; its settings, log and data are in `folder`, which `close` deletes."""
 
-    def __init__(self, folder: Path, libs: Path, java: int) -> None:
-        port, controller_port = _free_ports()
-        self.bootstrap_servers = f"127.0.0.1:{port}"
+    def __init__(self, folder: Path, place: _Place, settings: Mapping[str, str], libs: Path, java: int) -> None:
+        self.bootstrap_servers = f"127.0.0.1:{place.client_port}"
         self.route = f"Apache Kafka {VERSION} by Maven on Java {java}"
         self._folder = folder
+        self._node = place.node
         self._log = folder / "broker.log"
-        self._java = ("java", "-Xmx512m", "-cp", f"{libs}/*")
+        self._data = folder / "data"
+        self._java = ("java", *_JAVA_OPTIONS, "-cp", f"{libs}/*")
         self._properties = str(folder / "server.properties")
         self._process: subprocess.Popen[bytes] | None = None
 
-        settings = _SETTINGS | _listeners("127.0.0.1", port, controller_port) | {"log.dirs": str(folder / "data")}
-        Path(self._properties).write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
+        written = {**settings, "log.dirs": str(self._data)}
+        Path(self._properties).write_text("".join(f"{name}={value}\n" for name, value in written.items()))
         _run(*self._java, "kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c", self._properties)
-        self.start()
+
+    def launch(self) -> None:
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                (*self._java, "kafka.Kafka", self._properties),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def wait(self) -> None:
+        _wait_for_answer(self.bootstrap_servers, self._node, self._last_words)
+
+    def start(self) -> None:
+        self.launch()
+        try:
+            self.wait()
+        except BaseException:
+            self.stop(hard=True)
+            raise
 
     def stop(self, *, hard: bool = False) -> None:
         if self._process is None:
@@ -130,22 +218,11 @@ class JavaKafka:
             self._process.wait()
         self._process = None
 
-    def start(self) -> None:
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                (*self._java, "kafka.Kafka", self._properties),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-        try:
-            _wait_for_answer(self.bootstrap_servers, self._last_words)
-        except BaseException:
-            self.stop(hard=True)
-            raise
+    def quorum(self) -> tuple[int, int]:
+        return _quorum((self._data / _QUORUM_STATE).read_text())
 
     def close(self) -> None:
-        self.stop()
+        self.stop(hard=True)
         shutil.rmtree(self._folder)
 
     def _last_words(self) -> str | None:
@@ -155,24 +232,34 @@ class JavaKafka:
 
 
 class DockerKafka:
-    """A broker in a container; its data is in the container, which `close` removes."""
+    """A node in a container; its data is in the container, which `close` removes."""
 
-    def __init__(self) -> None:
-        port, controller_port = _free_ports()
-        self.bootstrap_servers = f"127.0.0.1:{port}"
+    def __init__(self, place: _Place, settings: Mapping[str, str], network: Network) -> None:
+        self.bootstrap_servers = f"127.0.0.1:{place.client_port}"
         self.route = f"Apache Kafka {VERSION} by Docker"
-        # The same port inside and outside: the broker calls itself by the address that it gives to its clients.
-        settings = _SETTINGS | _listeners("", port, controller_port)
-        environment = {"KAFKA_" + name.upper().replace(".", "_"): value for name, value in settings.items()}
-        environment |= {"CLUSTER_ID": CLUSTER_ID, "KAFKA_HEAP_OPTS": "-Xmx512m"}
+        self._node = place.node
+        self._network = network
+        written = {**settings, "log.dirs": _DOCKER_DATA}
+        environment = {"KAFKA_" + name.upper().replace(".", "_"): value for name, value in written.items()}
+        environment |= {"CLUSTER_ID": CLUSTER_ID, "KAFKA_HEAP_OPTS": _JAVA_OPTIONS[0]}
         self._container = DockerContainer(f"apache/kafka:{VERSION}", env=environment)
+        self._container.with_network(network).with_network_aliases(place.host)
+        # The same port inside and outside: the broker calls itself by the address that it gives to its clients.
+        port = place.client_port
         self._container.ports[f"{port}/tcp"] = ("127.0.0.1", port)  # type: ignore[assignment]  # Docker takes both
-        try:
+
+    def launch(self) -> None:
+        if self._container.get_wrapped_container() is None:
             self._container.start()
-            _wait_for_answer(self.bootstrap_servers, self._last_words)
-        except BaseException:
-            self.close()
-            raise
+        else:
+            self._container.get_wrapped_container().start()
+
+    def wait(self) -> None:
+        _wait_for_answer(self.bootstrap_servers, self._node, self._last_words)
+
+    def start(self) -> None:
+        self.launch()
+        self.wait()
 
     def stop(self, *, hard: bool = False) -> None:
         if hard:
@@ -180,12 +267,13 @@ class DockerKafka:
         else:
             self._container.get_wrapped_container().stop(timeout=STOP_TIMEOUT_S)
 
-    def start(self) -> None:
-        self._container.get_wrapped_container().start()
-        _wait_for_answer(self.bootstrap_servers, self._last_words)
+    def quorum(self) -> tuple[int, int]:
+        return _quorum(self._container.exec(["cat", f"{_DOCKER_DATA}/{_QUORUM_STATE}"]).output.decode())
 
     def close(self) -> None:
         self._container.stop()
+        with suppress(docker.errors.APIError):  # refused while other nodes are on it: the last one removes it
+            self._network.remove()
 
     def _last_words(self) -> str | None:
         container = self._container.get_wrapped_container()
@@ -220,11 +308,15 @@ class Sent:
 
 
 def create_topic(
-    bootstrap_servers: str, name: str, partitions: int = 1, config: Mapping[str, str] | None = None
+    bootstrap_servers: str,
+    name: str,
+    partitions: int = 1,
+    config: Mapping[str, str] | None = None,
+    replicas: int = 1,
 ) -> None:
     """Create a topic and wait until the broker shows it, which it does a moment after it has agreed."""
     with _admin(bootstrap_servers) as admin:
-        topic = NewTopic(name, num_partitions=partitions, replication_factor=1, config=dict(config or {}))
+        topic = NewTopic(name, num_partitions=partitions, replication_factor=replicas, config=dict(config or {}))
         admin.create_topics([topic])[name].result(REQUEST_TIMEOUT_S)
 
         def every_partition_has_a_leader() -> bool:
@@ -262,11 +354,16 @@ def produce(bootstrap_servers: str, topic: str, records: Iterable[Sent]) -> None
 
 
 def read_all(bootstrap_servers: str, topic: str) -> list[Message]:
-    """Read a topic from its beginning to where it ends now, ordered by partition and offset.
+    """Read a topic from its beginning to where it ends now, ordered by partition and offset; see `read_each`."""
+    messages = read_each(bootstrap_servers, topic)
+    return sorted(messages, key=lambda message: (message.partition(), message.offset()))
+
+
+def read_each(bootstrap_servers: str, topic: str) -> Iterator[Message]:
+    """Read a topic from its beginning to where it ends now; each partition in its order.
 
     Only what is committed is read: of a partition with an open transaction, what came before it.
     """
-    messages: list[Message] = []
     with Consumer(
         {
             "bootstrap.servers": bootstrap_servers,
@@ -284,12 +381,11 @@ def read_all(bootstrap_servers: str, topic: str) -> list[Message]:
             assert message is not None, f"{topic}: nothing came for {REQUEST_TIMEOUT_S} s, unread: {unread}"
             match message.error():
                 case None:
-                    messages.append(message)
+                    yield message
                 case error if error.code() == KafkaError._PARTITION_EOF:
                     unread.discard(message.partition())
                 case error:
                     raise KafkaException(error)
-    return sorted(messages, key=lambda message: (message.partition(), message.offset()))
 
 
 def committed(bootstrap_servers: str, group: str, topic: str) -> dict[int, int]:
@@ -355,11 +451,11 @@ def _fetch_jars(cache: Path) -> Path:
     return libs
 
 
-def _free_ports() -> tuple[int, int]:
+def _free_ports(count: int) -> Iterator[int]:
     # Below the ports that systems give to outgoing connections: a client that calls a stopped broker at one of those
     # could be given that very port, and the broker couldn't come back.
     free = (port for port in random.sample(range(20_000, 30_000), 1_000) if _is_free(port))
-    return next(free), next(free)
+    return iter([next(free) for _ in range(count)])
 
 
 def _is_free(port: int) -> bool:
@@ -371,12 +467,21 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def _listeners(host: str, port: int, controller_port: int) -> dict[str, str]:
+def _listeners(listen: str, place: _Place, places: Sequence[_Place]) -> dict[str, str]:
+    ports = {"PLAINTEXT": place.client_port, "BROKER": place.broker_port, "CONTROLLER": place.controller_port}
     return {
-        "listeners": f"PLAINTEXT://{host}:{port},CONTROLLER://127.0.0.1:{controller_port}",
-        "advertised.listeners": f"PLAINTEXT://127.0.0.1:{port}",
-        "controller.quorum.voters": f"1@127.0.0.1:{controller_port}",
+        "node.id": str(place.node),
+        "listeners": ",".join(f"{name}://{listen}:{port}" for name, port in ports.items()),
+        "advertised.listeners": (
+            f"PLAINTEXT://127.0.0.1:{place.client_port},BROKER://{place.host}:{place.broker_port}"
+        ),
+        "controller.quorum.voters": ",".join(f"{each.node}@{each.host}:{each.controller_port}" for each in places),
     }
+
+
+def _quorum(text: str) -> tuple[int, int]:
+    state = json.loads(text)
+    return state["leaderEpoch"], state["leaderId"]
 
 
 def _run(*command: str) -> None:
@@ -387,7 +492,7 @@ def _run(*command: str) -> None:
         raise RuntimeError(f"{' '.join(command)} ended with {ended.returncode}:\n{_tail(ended.stdout)}")
 
 
-def _wait_for_answer(bootstrap_servers: str, last_words: Callable[[], str | None]) -> None:
+def _wait_for_answer(bootstrap_servers: str, node: int, last_words: Callable[[], str | None]) -> None:
     with _admin(bootstrap_servers) as admin:
 
         def answers() -> bool:
@@ -395,7 +500,7 @@ def _wait_for_answer(bootstrap_servers: str, last_words: Callable[[], str | None
             if log is not None:
                 raise RuntimeError(f"the broker ended while it started:\n{log}")
             try:
-                return bool(admin.list_topics(timeout=1).brokers)
+                return node in admin.list_topics(timeout=1).brokers
             except KafkaException:
                 return False
 

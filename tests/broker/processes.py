@@ -8,14 +8,15 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Protocol
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.broker.kafka import Kafka, Topics, wait_until
+from tests.broker.kafka import Brokers, Topics, wait_until
 
 INSTANT = ("tests.broker.instant_worker",)
 REAL = ("worker", "run")
@@ -28,16 +29,38 @@ _ROOT = Path(__file__).parents[2]
 _LAST_LINES = 40
 
 
+class Process(Protocol):
+    """What a worker runs in; see `subprocess.Popen`."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def poll(self) -> int | None: ...
+
+    def send_signal(self, number: int, /) -> None: ...
+
+    def wait(self) -> int: ...
+
+
+Launch = Callable[[Sequence[str], Path, Mapping[str, str]], Process]
+"""Starts a process: the module and its arguments, a file for what it writes, and variables beside this process's."""
+
+
 class Worker:
     """A started worker. What it waits for in vain, or as a dead process, is an `AssertionError`."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    def __init__(self, process: Process, log: Path) -> None:
         self._process = process
         self._log = log
 
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """How it ended, None while it lives."""
+        return self._process.poll()
 
     @property
     def log(self) -> str:
@@ -68,7 +91,7 @@ class Worker:
             return condition() or self._is_dead()
 
         wait_until(holds, timeout_s, what)
-        assert condition(), f"the worker ended with {self._process.returncode} before: {what}"
+        assert condition(), f"the worker ended with {self.exit_code} before: {what}"
 
     def get(self, path: str) -> tuple[int, str]:
         """Return the status and the text of a page."""
@@ -92,7 +115,7 @@ class Worker:
     def wait(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
         """Wait for the end and return the exit code."""
         wait_until(self._is_dead, timeout_s, "the worker's end")
-        return self._process.returncode
+        return self._process.wait()
 
     def stop(self, number: signal.Signals = signal.SIGTERM, timeout_s: float = STOP_TIMEOUT_S) -> int:
         """Send a signal, wait for the end and return the exit code."""
@@ -102,7 +125,7 @@ class Worker:
     def kill(self) -> None:
         """End it at once, if it is still there."""
         if not self._is_dead():
-            self._process.kill()
+            self._process.send_signal(signal.SIGKILL)
             self._process.wait()
 
     def last_words(self) -> str:
@@ -118,9 +141,27 @@ def group_of(topics: Topics) -> str:
     return f"group-of-{topics.input}"
 
 
+def launch(command: Sequence[str], log: Path, env: Mapping[str, str]) -> Process:
+    """Start a module as a new process of Python."""
+    with log.open("wb") as file:
+        return subprocess.Popen(
+            (sys.executable, "-m", *command),
+            cwd=_ROOT,
+            env=_environment() | dict(env),
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+
+
 @contextmanager
 def started_worker(
-    kafka: Kafka, topics: Topics, *flags: str, module: tuple[str, ...] = INSTANT, env: Mapping[str, str] | None = None
+    kafka: Brokers,
+    topics: Topics,
+    *flags: str,
+    module: tuple[str, ...] = INSTANT,
+    env: Mapping[str, str] | None = None,
+    launch: Launch = launch,
 ) -> Iterator[Worker]:
     """Start a worker and kill it at the end; what fails meanwhile is told with the last lines of its log.
 
@@ -134,15 +175,7 @@ def started_worker(
     )
     with tempfile.TemporaryDirectory(prefix="worker-") as folder:
         log = Path(folder) / "log"
-        with log.open("wb") as file:
-            process = subprocess.Popen(
-                (sys.executable, "-m", *module, *given, *flags),
-                cwd=_ROOT,
-                env=_environment() | dict(env or {}),
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-            )
+        process = launch((*module, *given, *flags), log, env or {})
         worker = Worker(process, log)
         try:
             yield worker
@@ -155,7 +188,7 @@ def started_worker(
 
 @contextmanager
 def running_worker(
-    kafka: Kafka, topics: Topics, *flags: str, module: tuple[str, ...] = INSTANT, env: Mapping[str, str] | None = None
+    kafka: Brokers, topics: Topics, *flags: str, module: tuple[str, ...] = INSTANT, env: Mapping[str, str] | None = None
 ) -> Iterator[Worker]:
     """Start a worker, wait until it is ready, and kill it at the end."""
     with started_worker(kafka, topics, *flags, module=module, env=env) as worker:
