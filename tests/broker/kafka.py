@@ -7,6 +7,7 @@ daemon answers, else this machine's own Java from jars that Maven fetches once; 
 import random
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -77,6 +78,12 @@ class Kafka(Protocol):
     def start(self) -> None:
         """Bring a stopped broker back, and wait until it answers."""
 
+    def suspend(self) -> None:
+        """Let a running broker do nothing more; its connections stay open."""
+
+    def resume(self) -> None:
+        """Let a suspended broker go on."""
+
     def close(self) -> None:
         """Stop the broker for good and delete its data."""
 
@@ -144,9 +151,19 @@ class JavaKafka:
             self.stop(hard=True)
             raise
 
+    def suspend(self) -> None:
+        self._send(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._send(signal.SIGCONT)
+
     def close(self) -> None:
         self.stop()
         shutil.rmtree(self._folder)
+
+    def _send(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
 
     def _last_words(self) -> str | None:
         if self._process is not None and self._process.poll() is None:
@@ -183,6 +200,12 @@ class DockerKafka:
     def start(self) -> None:
         self._container.get_wrapped_container().start()
         _wait_for_answer(self.bootstrap_servers, self._last_words)
+
+    def suspend(self) -> None:
+        self._container.get_wrapped_container().pause()
+
+    def resume(self) -> None:
+        self._container.get_wrapped_container().unpause()
 
     def close(self) -> None:
         self._container.stop()
