@@ -1,12 +1,17 @@
 """`python -m tests.broker.instant_worker …`: `clip-worker run` with a model that takes no time.
 
-Everything but the model is the worker's own. `INSTANT_ENCODER_DELAY_S` makes every batch take that long.
+Everything but the model is the worker's own. `INSTANT_ENCODER_DELAY_S` makes every batch take that long. With
+`INSTANT_FAULTS` pictures of some colours do what those are named for, with `INSTANT_MEMORY_IMAGES` the device has no
+memory for larger batches, and with `INSTANT_HANGS_IN` that method of the consumer hangs once the file
+`INSTANT_HANGS_WHEN` is there.
 """
 
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from threading import Event
 
 import click
 import numpy as np
@@ -15,12 +20,37 @@ from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
 import worker.cli.run
+import worker.loop
+import worker.sessions
 from worker.cli.main import main
 from worker.cli.options import settings_options
-from worker.records import ModelInput
+from worker.errors import OutOfMemory
+from worker.health import Health, start_watchdog
+from worker.images import Fast
+from worker.records import ModelInput, Pixels
 from worker.settings import Settings, read_settings
+from worker.source import Source
 
 DELAY = "INSTANT_ENCODER_DELAY_S"
+FAULTS = "INSTANT_FAULTS"
+MEMORY = "INSTANT_MEMORY_IMAGES"
+HANGS_IN, HANGS_WHEN = "INSTANT_HANGS_IN", "INSTANT_HANGS_WHEN"
+
+Colour = tuple[int, int, int]
+
+# In the device thread.
+HANGS_DEVICE: Colour = (255, 0, 1)
+FAILS_MODEL: Colour = (255, 0, 2)
+BREAKS_DEVICE: Colour = (255, 0, 3)  # for good
+# In a prepare thread.
+HANGS_DECODER: Colour = (255, 0, 4)
+KILLS_THREAD: Colour = (255, 0, 5)
+IS_SLOW: Colour = (255, 0, 6)
+
+SLOW_S = 0.6
+LAST_WORDS_S = 1.0  # how much longer than others this process is there to be asked what hangs
+CLIENT_PATIENCE_S = 1.0
+
 DIMENSIONS = 512
 MODEL_INPUT = ModelInput(
     size=224,
@@ -71,8 +101,84 @@ class InstantEncoder:
         """Do nothing: there is nothing to compile or to allocate."""
 
 
+class FaultyEncoder(InstantEncoder):
+    """Has memory for so many images, and fails or hangs at pictures of some colours."""
+
+    def __init__(self, delay_s: float, memory_images: int) -> None:
+        super().__init__(delay_s)
+        self._memory_images = memory_images
+        self._is_broken = False
+
+    def encode(self, pixels: npt.NDArray[np.uint8], preprocessed: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        if len(pixels) > self._memory_images:
+            raise OutOfMemory(f"no memory for {len(pixels)} images")
+        colours = {_colour(image) for image in pixels}
+        if HANGS_DEVICE in colours:
+            _hang()
+        self._is_broken |= BREAKS_DEVICE in colours
+        if self._is_broken or FAILS_MODEL in colours:
+            raise RuntimeError("as told")
+        return super().encode(pixels, preprocessed)
+
+
+class FaultyFast(Fast):
+    """The worker's own preprocessing; hangs, raises or takes its time at arrays of some colours."""
+
+    def __call__(self, image: bytes | Pixels) -> Pixels:
+        if isinstance(image, np.ndarray):
+            match _colour(image):
+                case colour if colour == HANGS_DECODER:
+                    _hang()
+                case colour if colour == KILLS_THREAD:
+                    raise RuntimeError("as told")
+                case colour if colour == IS_SLOW:
+                    time.sleep(SLOW_S)
+        return super().__call__(image)
+
+
+def _colour(image: Pixels) -> Colour:
+    red, green, blue = image[0, 0].tolist()
+    return red, green, blue
+
+
+def _hang() -> None:
+    Event().wait()
+
+
+def _end_slowly(exit_code: int) -> None:
+    time.sleep(LAST_WORDS_S)
+    os._exit(exit_code)
+
+
+def _watch_and_end_slowly(health: Health) -> None:
+    start_watchdog(health, end=_end_slowly)
+
+
+def _hang_in(name: str, once_there: Path) -> None:
+    original: Callable[..., object] = getattr(Source, name)
+
+    def hang_or_call(source: Source, *arguments: object) -> object:
+        if once_there.exists():
+            _hang()
+        return original(source, *arguments)
+
+    setattr(Source, name, hang_or_call)
+
+
 def load_instantly(_: Settings) -> InstantEncoder:
-    return InstantEncoder(float(os.environ.get(DELAY, "0")))
+    delay_s = float(os.environ.get(DELAY, "0"))
+    if FAULTS not in os.environ:
+        return InstantEncoder(delay_s)
+    return FaultyEncoder(delay_s, int(os.environ.get(MEMORY, "1000")))
+
+
+def _break() -> None:
+    """Put the faults in their places."""
+    worker.sessions.Fast = FaultyFast  # type: ignore[misc]
+    worker.cli.run.start_watchdog = _watch_and_end_slowly
+    worker.loop._CLIENT_PATIENCE_S = CLIENT_PATIENCE_S
+    if HANGS_IN in os.environ:
+        _hang_in(os.environ[HANGS_IN], Path(os.environ[HANGS_WHEN]))
 
 
 @click.command("run")
@@ -84,6 +190,8 @@ def command(**flags: object) -> None:
 def start(arguments: Sequence[str]) -> None:
     """Do what `clip-worker run` does."""
     worker.cli.run.command = command  # what `clip-worker run` calls
+    if FAULTS in os.environ:
+        _break()
     sys.argv[1:] = ["run", *arguments]
     main()
 

@@ -8,6 +8,7 @@ import json
 import random
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -100,6 +101,12 @@ class Kafka(Brokers, Protocol):
 
     def quorum(self) -> tuple[int, int]:
         """Return the epoch of the controllers' election and the leader's node, as this node knows them."""
+
+    def suspend(self) -> None:
+        """Let a running broker do nothing more; its connections stay open."""
+
+    def resume(self) -> None:
+        """Let a suspended broker go on."""
 
     def close(self) -> None:
         """Stop it for good and delete its data."""
@@ -221,9 +228,19 @@ class JavaKafka:
     def quorum(self) -> tuple[int, int]:
         return _quorum((self._data / _QUORUM_STATE).read_text())
 
+    def suspend(self) -> None:
+        self._send(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._send(signal.SIGCONT)
+
     def close(self) -> None:
         self.stop(hard=True)
         shutil.rmtree(self._folder)
+
+    def _send(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
 
     def _last_words(self) -> str | None:
         if self._process is not None and self._process.poll() is None:
@@ -269,6 +286,12 @@ class DockerKafka:
 
     def quorum(self) -> tuple[int, int]:
         return _quorum(self._container.exec(["cat", f"{_DOCKER_DATA}/{_QUORUM_STATE}"]).output.decode())
+
+    def suspend(self) -> None:
+        self._container.get_wrapped_container().pause()
+
+    def resume(self) -> None:
+        self._container.get_wrapped_container().unpause()
 
     def close(self) -> None:
         self._container.stop()
