@@ -50,6 +50,9 @@ _SETTINGS = {
     "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
     "auto.create.topics.enable": "false",
     "group.initial.rebalance.delay.ms": "0",
+    # Members by KIP-848 learn of each other with their heartbeats, by default every 5 s.
+    "group.consumer.heartbeat.interval.ms": "500",
+    "group.consumer.min.heartbeat.interval.ms": "500",
     # A test's records may have any timestamp; by default those of more than a week ago soon disappear.
     "log.retention.ms": "-1",
     "offsets.topic.num.partitions": "4",
