@@ -29,7 +29,16 @@ from confluent_kafka import (
     Producer,
     TopicPartition,
 )
-from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
+from confluent_kafka.admin import (
+    AclBinding,
+    AclOperation,
+    AclPermissionType,
+    AdminClient,
+    NewTopic,
+    OffsetSpec,
+    ResourcePatternType,
+    ResourceType,
+)
 from testcontainers.core.container import DockerContainer
 
 VERSION = "4.4.0"
@@ -84,13 +93,15 @@ class Kafka(Protocol):
         """Stop the broker for good and delete its data."""
 
 
-def start_kafka(folder: Path) -> Kafka:
+def start_kafka(folder: Path, settings: Mapping[str, str] | None = None) -> Kafka:
     """Start a broker by Docker or else by Java and Maven, with its data in a new folder inside `folder`.
+
+    `settings` are the broker's own properties, beside those that every test's broker has.
 
     Raises: `RuntimeError` that says what to install where neither is there, or why the broker didn't start.
     """
     if _docker_answers():
-        return DockerKafka()
+        return DockerKafka(settings or {})
     java = _java_version()
     if java is None or java < 17 or shutil.which("mvn") is None:
         raise RuntimeError(
@@ -98,13 +109,13 @@ def start_kafka(folder: Path) -> Kafka:
             f"(no Docker daemon answers, Java: {java or 'none'}, Maven: {shutil.which('mvn') or 'none'})"
         )
     libs = _fetch_jars(platformdirs.user_cache_path("clip-worker-tests"))
-    return JavaKafka(Path(tempfile.mkdtemp(prefix="kafka-", dir=folder)), libs, java)
+    return JavaKafka(Path(tempfile.mkdtemp(prefix="kafka-", dir=folder)), libs, java, settings or {})
 
 
 class JavaKafka:
     """A broker on this machine's Java; its settings, log and data are in `folder`, which `close` deletes."""
 
-    def __init__(self, folder: Path, libs: Path, java: int) -> None:
+    def __init__(self, folder: Path, libs: Path, java: int, own: Mapping[str, str]) -> None:
         port, controller_port = _free_ports()
         self.bootstrap_servers = f"127.0.0.1:{port}"
         self.route = f"Apache Kafka {VERSION} by Maven on Java {java}"
@@ -114,7 +125,9 @@ class JavaKafka:
         self._properties = str(folder / "server.properties")
         self._process: subprocess.Popen[bytes] | None = None
 
-        settings = _SETTINGS | _listeners("127.0.0.1", port, controller_port) | {"log.dirs": str(folder / "data")}
+        settings = (
+            _SETTINGS | _listeners("127.0.0.1", port, controller_port) | {"log.dirs": str(folder / "data")} | dict(own)
+        )
         Path(self._properties).write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
         _run(*self._java, "kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c", self._properties)
         self.start()
@@ -160,12 +173,12 @@ class JavaKafka:
 class DockerKafka:
     """A broker in a container; its data is in the container, which `close` removes."""
 
-    def __init__(self) -> None:
+    def __init__(self, own: Mapping[str, str]) -> None:
         port, controller_port = _free_ports()
         self.bootstrap_servers = f"127.0.0.1:{port}"
         self.route = f"Apache Kafka {VERSION} by Docker"
         # The same port inside and outside: the broker calls itself by the address that it gives to its clients.
-        settings = _SETTINGS | _listeners("", port, controller_port)
+        settings = _SETTINGS | _listeners("", port, controller_port) | dict(own)
         environment = {"KAFKA_" + name.upper().replace(".", "_"): value for name, value in settings.items()}
         environment |= {"CLUSTER_ID": CLUSTER_ID, "KAFKA_HEAP_OPTS": "-Xmx512m"}
         self._container = DockerContainer(f"apache/kafka:{VERSION}", env=environment)
@@ -437,3 +450,36 @@ def _queued(
 
 def _tail(text: str) -> str:
     return "\n".join(text.splitlines()[-40:])
+
+
+# What goes wrong on a cluster.
+
+
+def delete_records(bootstrap_servers: str, topic: str, before: Mapping[int, int]) -> None:
+    """Delete the records before an offset of each partition, as a retention that runs out does."""
+    with _admin(bootstrap_servers) as admin:
+        asked = admin.delete_records([TopicPartition(topic, *place) for place in before.items()])
+        for answer in asked.values():
+            answer.result(REQUEST_TIMEOUT_S)
+
+
+def delete_topic(bootstrap_servers: str, topic: str) -> None:
+    """Delete a topic and wait until the broker shows it no more."""
+    with _admin(bootstrap_servers) as admin:
+        admin.delete_topics([topic])[topic].result(REQUEST_TIMEOUT_S)
+        wait_until(
+            lambda: topic not in admin.list_topics(timeout=REQUEST_TIMEOUT_S).topics,
+            REQUEST_TIMEOUT_S,
+            f"topic {topic} is gone",
+        )
+
+
+def deny(bootstrap_servers: str, operation: AclOperation, kind: ResourceType, name: str) -> None:
+    """Deny one operation on a resource, and allow all others: with no rule at all, everything is allowed."""
+    rules = [
+        AclBinding(kind, name, ResourcePatternType.LITERAL, "User:*", "*", each, permission)
+        for each, permission in ((AclOperation.ALL, AclPermissionType.ALLOW), (operation, AclPermissionType.DENY))
+    ]
+    with _admin(bootstrap_servers) as admin:
+        for answer in admin.create_acls(rules).values():
+            answer.result(REQUEST_TIMEOUT_S)

@@ -1,7 +1,9 @@
 """Members of a consumer group as threads of this process: many of them, and a model that a test holds in its hand."""
 
 import io
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from threading import Event, Thread
@@ -14,7 +16,7 @@ from PIL import Image
 from prometheus_client import CollectorRegistry
 
 from tests.broker.instant_worker import InstantEncoder
-from tests.broker.kafka import Kafka, Sent, Topics, committed, end_offsets, produce, read_all, wait_until
+from tests.broker.kafka import Kafka, Sent, Topics, committed, create_topic, end_offsets, produce, read_all, wait_until
 from tests.broker.processes import group_of
 from worker.health import Health
 from worker.metrics import Metrics
@@ -25,7 +27,9 @@ from worker.settings import Settings
 WORK_TIMEOUT_S = 60
 END_TIMEOUT_S = 30
 PARTITIONS = 4
+MAX_BYTES = 1_048_588  # Kafka's own default
 
+DELIVERIES = ("at-least-once", "exactly-once")
 COOPERATIVE = {"heartbeat.interval.ms": "200", "session.timeout.ms": "6000"}
 EAGER = COOPERATIVE | {"partition.assignment.strategy": "range"}
 CONSUMER_PROTOCOL = {"group.protocol": "consumer"}
@@ -52,12 +56,12 @@ class HeldEncoder(InstantEncoder):
 class Member:
     """A worker in a thread: everything but the process and the model is the worker's own."""
 
-    def __init__(self, kafka: Kafka, topics: Topics, name: str, encoder: InstantEncoder, settings: Settings) -> None:
+    def __init__(self, name: str, encoder: InstantEncoder, settings: Settings) -> None:
         self.name = name
         self._registry = CollectorRegistry()
         self._stop = Event()
         self._error: BaseException | None = None
-        limits = {topics.output: TopicLimits(), topics.dead_letters: TopicLimits()}
+        limits = {settings.output_topic: TopicLimits(), settings.dead_letter_topic: TopicLimits()}
         health = Health(settings.stall_timeout_s)
         self._sessions = Sessions(settings, encoder, limits, Metrics(self._registry), health)
         self._thread = Thread(target=self._hold, name=name, daemon=True)
@@ -72,6 +76,16 @@ class Member:
     def count(self, name: str, **labels: str) -> int:
         """Return the value of a counter that is there once it counts."""
         return int(self._registry.get_sample_value(name, labels) or 0)
+
+    @property
+    def in_flight(self) -> int:
+        """Return how many records it has taken in and not handed on."""
+        return int(self.metric("clip_worker_in_flight_records"))
+
+    @property
+    def rebalances(self) -> dict[str, int]:
+        """Return how often it was given partitions, and how often some were taken from it."""
+        return {kind: self.count("clip_worker_rebalances_total", kind=kind) for kind in ("assigned", "revoked")}
 
     @property
     def owned(self) -> int:
@@ -97,6 +111,11 @@ class Member:
         if self._error is not None:
             raise self._error
 
+    def wait_for_end(self, timeout_s: float = WORK_TIMEOUT_S) -> BaseException | None:
+        """Wait until it ends by itself, and return what its process would end with."""
+        wait_until(lambda: not self._thread.is_alive(), timeout_s, f"the end of {self.name}")
+        return self._error
+
     def let_go(self) -> None:
         """Stop it if it is still there; whatever it ends with has been looked at, or a test has failed already."""
         self._stop.set()
@@ -117,7 +136,7 @@ def member(
     *,
     encoder: InstantEncoder | None = None,
     properties: Mapping[str, str] = COOPERATIVE,
-    **settings: object,
+    **settings: float | str,
 ) -> Iterator[Member]:
     """Let a worker join in a thread; it is stopped at the end."""
     fields: dict[str, object] = {
@@ -132,21 +151,46 @@ def member(
         "kafka": {"client.id": name, **properties},
         **settings,
     }
-    started = Member(kafka, topics, name, encoder or InstantEncoder(), Settings(**fields))  # type: ignore[arg-type]
+    started = Member(name, encoder or InstantEncoder(), Settings(**fields))  # type: ignore[arg-type]
     try:
         yield started
     finally:
         started.let_go()
 
 
+def side_by_side(scenario: Callable[..., None], variants: Iterable[tuple[object, ...]]) -> None:
+    """Run a scenario once for each tuple of arguments, all at the same time: most of it is waiting for the broker.
+
+    What one raises is raised, with its arguments told.
+    """
+    told = list(variants)
+    with ThreadPoolExecutor(len(told)) as pool:
+        for arguments, run in [(arguments, pool.submit(scenario, *arguments)) for arguments in told]:
+            try:
+                run.result()
+            except BaseException as error:
+                error.add_note(f"with {arguments}")
+                raise
+
+
 # What the topics hold.
 
 
+def make_topics(kafka: Kafka, output_bytes: int = MAX_BYTES, dead_letter_bytes: int = MAX_BYTES) -> Topics:
+    """Make three new topics, which take records of so many bytes."""
+    suffix = uuid.uuid4().hex[:8]
+    names = Topics(f"documents-{suffix}", f"embeddings-{suffix}", f"dead-letters-{suffix}")
+    create_topic(kafka.bootstrap_servers, names.input, PARTITIONS)
+    create_topic(kafka.bootstrap_servers, names.output, 1, {"max.message.bytes": str(output_bytes)})
+    create_topic(kafka.bootstrap_servers, names.dead_letters, 1, {"max.message.bytes": str(dead_letter_bytes)})
+    return names
+
+
 @cache
-def document(number: int) -> bytes:
+def document(number: int, **fields: str) -> bytes:
     file = io.BytesIO()
     Image.fromarray(np.full((8, 8, 3), number % 256, np.uint8)).save(file, "PNG")
-    return bytes(msgpack.packb({"id": str(number), "blob": file.getvalue()}))
+    return bytes(msgpack.packb({"id": str(number), "blob": file.getvalue(), "tags": fields}))
 
 
 class Feed:
@@ -177,7 +221,7 @@ class Feed:
 def place_of(message: Message, prefix: str = "source.") -> Place:
     """Return where the record came from that a message is the outcome of."""
     told = dict(message.headers() or ())
-    return int(told[f"{prefix}partition"] or b""), int(told[f"{prefix}offset"] or b"")  # type: ignore[call-overload]
+    return int(told[f"{prefix}partition"] or b""), int(told[f"{prefix}offset"] or b"")
 
 
 def places(kafka: Kafka, topics: Topics) -> list[Place]:
