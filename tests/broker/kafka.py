@@ -455,6 +455,15 @@ def _tail(text: str) -> str:
 # What goes wrong on a cluster.
 
 
+def commit_instead(bootstrap_servers: str, group: str, topic: str, positions: Mapping[int, int]) -> bool:
+    """Set the offsets of a group; False where it still has a member, which the broker doesn't allow."""
+    offsets = [TopicPartition(topic, *place) for place in positions.items()]
+    with _admin(bootstrap_servers) as admin:
+        asked = admin.alter_consumer_group_offsets([ConsumerGroupTopicPartitions(group, offsets)])
+        answer = asked[group].result(REQUEST_TIMEOUT_S)
+    return all(each.error is None for each in answer.topic_partitions)
+
+
 def delete_records(bootstrap_servers: str, topic: str, before: Mapping[int, int]) -> None:
     """Delete the records before an offset of each partition, as a retention that runs out does."""
     with _admin(bootstrap_servers) as admin:

@@ -161,16 +161,18 @@ def member(
 def side_by_side(scenario: Callable[..., None], variants: Iterable[tuple[object, ...]]) -> None:
     """Run a scenario once for each tuple of arguments, all at the same time: most of it is waiting for the broker.
 
-    What one raises is raised, with its arguments told.
+    Raises: an `ExceptionGroup` of what they raised, each with its arguments told.
     """
     told = list(variants)
+    failures = []
     with ThreadPoolExecutor(len(told)) as pool:
         for arguments, run in [(arguments, pool.submit(scenario, *arguments)) for arguments in told]:
-            try:
-                run.result()
-            except BaseException as error:
+            error = run.exception()
+            if isinstance(error, Exception):
                 error.add_note(f"with {arguments}")
-                raise
+                failures.append(error)
+    if failures:
+        raise ExceptionGroup(f"{len(failures)} of {len(told)} variants", failures)
 
 
 # What the topics hold.

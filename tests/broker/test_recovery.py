@@ -5,14 +5,12 @@ from collections.abc import Callable
 from itertools import product
 from operator import attrgetter
 
-from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
-from confluent_kafka.admin import AdminClient
-
 from tests.broker.instant_worker import DELAY
 from tests.broker.kafka import (
     Kafka,
     Sent,
     Topics,
+    commit_instead,
     delete_records,
     delete_topic,
     end_offsets,
@@ -37,7 +35,7 @@ from tests.broker.members import (
     places,
     side_by_side,
 )
-from tests.broker.processes import group_of, running_worker
+from tests.broker.processes import group_of, running_worker, started_worker
 from worker.errors import KafkaSetupError, TooManyRejections
 
 # A batch at a time, so that most of the records are still on the broker.
@@ -58,7 +56,7 @@ def test_a_zombie_that_wakes_up_writes_and_commits_nothing_over_the_new_owner_an
 
         with running_worker(kafka, topics, *flags, env={DELAY: "0.3"}) as zombie:
             feed.give(4)
-            zombie.wait_until(lambda: everything_is_committed(kafka, topics), WORK_TIMEOUT_S, "its first checkpoint")
+            zombie.wait_until(lambda: commits(kafka, topics) != {}, WORK_TIMEOUT_S, "its first checkpoint")
             feed.give(196)
             zombie.wait_until(lambda: zombie.metric("clip_worker_in_flight_records") > 0, WORK_TIMEOUT_S, "it works")
             written = end_offsets(kafka.bootstrap_servers, topics.output)[0]
@@ -99,25 +97,20 @@ def test_partitions_that_were_lost_come_back_at_an_earlier_offset_and_are_done_a
         feed.give(40)
         worker.wait_until(lambda: everything_is_committed(kafka, topics), WORK_TIMEOUT_S, "everything is committed")
         worker.send(signal.SIGSTOP)
-        wait_until(lambda: commit_instead(kafka, topics, 5), WORK_TIMEOUT_S, "the group is empty")
+        again = dict.fromkeys(range(PARTITIONS), 5)
+        wait_until(
+            lambda: commit_instead(kafka.bootstrap_servers, group_of(topics), topics.input, again),
+            WORK_TIMEOUT_S,
+            "the group is empty",
+        )
         worker.send(signal.SIGCONT)
         worker.wait_until(lambda: everything_is_committed(kafka, topics), WORK_TIMEOUT_S, "everything is committed")
         sessions = worker.metric("clip_worker_sessions_total")
         exit_code = worker.stop()
 
     assert (exit_code, sessions) == (0, 2)
-    again = [*range(10), *range(5, 10)]
-    assert by_partition(places(kafka, topics)) == dict.fromkeys(range(PARTITIONS), again)
-
-
-def commit_instead(kafka: Kafka, topics: Topics, offset: int) -> bool:
-    """Set the group's offsets, which a broker allows where it has no member."""
-    offsets = [TopicPartition(topics.input, partition, offset) for partition in range(PARTITIONS)]
-    asked = AdminClient({"bootstrap.servers": kafka.bootstrap_servers}).alter_consumer_group_offsets(
-        [ConsumerGroupTopicPartitions(group_of(topics), offsets)]
-    )
-    answer = asked[group_of(topics)].result()
-    return all(each.error is None for each in answer.topic_partitions)
+    offsets = [*range(10), *range(5, 10)]
+    assert by_partition(places(kafka, topics)) == dict.fromkeys(range(PARTITIONS), offsets)
 
 
 # Records that are gone before they were read.
@@ -196,7 +189,7 @@ def test_a_limit_on_rejections_ends_the_process_with_all_that_was_taken_in_and_a
         records = [Sent(str(number).encode(), b"\xc1", partition=number % PARTITIONS) for number in range(400)]
         produce(kafka.bootstrap_servers, topics.input, records)
 
-        with running_worker(kafka, topics, "--delivery", delivery, *flags) as worker:
+        with started_worker(kafka, topics, "--delivery", delivery, *flags) as worker:
             exit_code = worker.wait(WORK_TIMEOUT_S)
             log = worker.log
         letters = [place_of(it, "dlq.") for it in read_all(kafka.bootstrap_servers, topics.dead_letters)]

@@ -184,7 +184,7 @@ def test_a_dead_letter_that_does_not_even_fit_without_its_value_ends_the_process
         produce(kafka.bootstrap_servers, topics.input, [bad])
         feed.give(40)
 
-        with running_worker(kafka, topics, "--delivery", delivery) as worker:
+        with started_worker(kafka, topics, "--delivery", delivery) as worker:
             exit_code = worker.wait(WORK_TIMEOUT_S)
             [said] = messages(worker.log, "CRITICAL")
 
