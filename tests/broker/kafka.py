@@ -31,7 +31,16 @@ from confluent_kafka import (
     Producer,
     TopicPartition,
 )
-from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
+from confluent_kafka.admin import (
+    AclBinding,
+    AclOperation,
+    AclPermissionType,
+    AdminClient,
+    NewTopic,
+    OffsetSpec,
+    ResourcePatternType,
+    ResourceType,
+)
 from testcontainers.core.container import DockerContainer
 from testcontainers.core.network import Network
 
@@ -53,6 +62,9 @@ _SETTINGS: Mapping[str, str] = {
     "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,BROKER:PLAINTEXT,CONTROLLER:PLAINTEXT",
     "auto.create.topics.enable": "false",
     "group.initial.rebalance.delay.ms": "0",
+    # Members by KIP-848 learn of each other with their heartbeats, by default every 5 s.
+    "group.consumer.heartbeat.interval.ms": "500",
+    "group.consumer.min.heartbeat.interval.ms": "500",
     # A test's records may have any timestamp; by default those of more than a week ago soon disappear.
     "log.retention.ms": "-1",
     "offsets.topic.num.partitions": "4",
@@ -112,9 +124,9 @@ class Kafka(Brokers, Protocol):
         """Stop it for good and delete its data."""
 
 
-def start_kafka(folder: Path) -> Kafka:
-    """Start one node; see `start_nodes`."""
-    [node] = start_nodes(folder, 1, {})
+def start_kafka(folder: Path, settings: Mapping[str, str] | None = None) -> Kafka:
+    """Start one node; see `start_nodes`. `settings` are its own, beside those that every test's broker has."""
+    [node] = start_nodes(folder, 1, settings or {})
     return node
 
 
@@ -562,3 +574,45 @@ def _queued(
 
 def _tail(text: str) -> str:
     return "\n".join(text.splitlines()[-40:])
+
+
+# What goes wrong on a cluster.
+
+
+def commit_instead(bootstrap_servers: str, group: str, topic: str, positions: Mapping[int, int]) -> bool:
+    """Set the offsets of a group; False where it still has a member, which the broker doesn't allow."""
+    offsets = [TopicPartition(topic, *place) for place in positions.items()]
+    with _admin(bootstrap_servers) as admin:
+        asked = admin.alter_consumer_group_offsets([ConsumerGroupTopicPartitions(group, offsets)])
+        answer = asked[group].result(REQUEST_TIMEOUT_S)
+    return all(each.error is None for each in answer.topic_partitions)
+
+
+def delete_records(bootstrap_servers: str, topic: str, before: Mapping[int, int]) -> None:
+    """Delete the records before an offset of each partition, as a retention that runs out does."""
+    with _admin(bootstrap_servers) as admin:
+        asked = admin.delete_records([TopicPartition(topic, *place) for place in before.items()])
+        for answer in asked.values():
+            answer.result(REQUEST_TIMEOUT_S)
+
+
+def delete_topic(bootstrap_servers: str, topic: str) -> None:
+    """Delete a topic and wait until the broker shows it no more."""
+    with _admin(bootstrap_servers) as admin:
+        admin.delete_topics([topic])[topic].result(REQUEST_TIMEOUT_S)
+        wait_until(
+            lambda: topic not in admin.list_topics(timeout=REQUEST_TIMEOUT_S).topics,
+            REQUEST_TIMEOUT_S,
+            f"topic {topic} is gone",
+        )
+
+
+def deny(bootstrap_servers: str, operation: AclOperation, kind: ResourceType, name: str) -> None:
+    """Deny one operation on a resource, and allow all others: with no rule at all, everything is allowed."""
+    rules = [
+        AclBinding(kind, name, ResourcePatternType.LITERAL, "User:*", "*", each, permission)
+        for each, permission in ((AclOperation.ALL, AclPermissionType.ALLOW), (operation, AclPermissionType.DENY))
+    ]
+    with _admin(bootstrap_servers) as admin:
+        for answer in admin.create_acls(rules).values():
+            answer.result(REQUEST_TIMEOUT_S)
