@@ -38,6 +38,8 @@ class AtLeastOnce:
         self._on_written = on_written
         self._again: deque[Attempt] = deque()  # what was refused: sent again, each alone, before anything else
         self._failure: ClientFailed | KafkaSetupError | None = None
+        self._is_waiting = False  # for the acknowledgements: what is sent meanwhile would put their end off for ever
+        self._acknowledged: Mapping[int, int] = {}  # the positions whose outcomes are, and whose commit has to wait
 
     def open(self) -> bool:
         """Return True: there is nothing to wait for."""
@@ -62,7 +64,7 @@ class AtLeastOnce:
         Raises: `ClientFailed`, `KafkaSetupError`.
         """
         self.poll()
-        if self._again:
+        if self._is_waiting or self._again:
             return False
         outbound = self._outbox.outbound(outcome)
         if outbound is None:
@@ -75,14 +77,19 @@ class AtLeastOnce:
 
         Raises: `ClientFailed`, `KafkaSetupError`.
         """
-        self._dispatch.flush()
-        self.poll()
-        if self._dispatch.unacknowledged or self._again:
-            return 0.0
+        if not positions.items() <= self._acknowledged.items():
+            self._is_waiting = True
+            self._dispatch.flush()
+            self.poll()
+            if self._dispatch.unacknowledged or self._again:
+                return 0.0
+            self._is_waiting = False
+            self._acknowledged = dict(positions)
         return self._commit(positions)
 
     def abandon(self) -> None:
-        """Do nothing: what was written stays, and is written again by the partition's next owner."""
+        """Let what was written stay: it is written again by the partition's next owner."""
+        self._is_waiting = False
 
     def close(self) -> None:
         """Give up what is not acknowledged; nothing is written any more."""

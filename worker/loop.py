@@ -90,7 +90,8 @@ class Delivers(Protocol):
     def commit(self, positions: Mapping[int, int]) -> float | None:
         """Make what was sent durable, then the next offset of each partition.
 
-        None once that is done; else in how many seconds to call again, with a poll in between.
+        None once that is done; else in how many seconds to call again with the same positions. `send` says whether
+        more may be sent meanwhile.
         """
 
     def abandon(self) -> None:
@@ -146,10 +147,10 @@ class Loop:
         self._clock = clock
         self._owned: set[int] = set()
         self._positions: dict[int, int] = {}
+        self._committing: dict[int, int] = {}  # the positions of a checkpoint that has begun
         self._committed: dict[int, int] = {}  # where each partition goes on after an aborted transaction
         self._next_checkpoint_s = 0.0
         self._since_checkpoint = 0
-        self._checkpoint_waits = False
         self._full_since_s: float | None = None
         self._paused: set[int] = set()
         self.checkpoints = 0
@@ -203,6 +204,7 @@ class Loop:
         self._pipeline.drop(partitions)
         for partition in partitions:
             self._positions.pop(partition, None)
+            self._committing.pop(partition, None)
             self._committed.pop(partition, None)
         self._owned.difference_update(partitions)
         self._paused.difference_update(partitions)
@@ -214,9 +216,7 @@ class Loop:
 
     def _move_on(self) -> None:
         self._delivery.poll()
-        # What is sent while a checkpoint waits for acknowledgements would put its end off for ever.
-        if not (self._positions and self._checkpoint_waits):
-            self._hand_on()
+        self._hand_on()
         if self._checkpoint_due():
             self._checkpoint()
 
@@ -226,7 +226,7 @@ class Loop:
         self._pipeline.drop(list(self._owned))
         self._positions.clear()
         self._since_checkpoint = 0
-        self._checkpoint_waits = False
+        self._committing.clear()
         self._source.rewind(self._committed)
         self._observer.rewound()
 
@@ -250,7 +250,7 @@ class Loop:
     def _poll_timeout_s(self) -> float:
         if self._pipeline.in_flight:
             return 0
-        return _COMMIT_WAIT_S if self._checkpoint_waits else _IDLE_POLL_S
+        return _COMMIT_WAIT_S if self._committing else _IDLE_POLL_S
 
     def _submit(self, record: Record) -> None:
         self._committed.setdefault(record.partition, record.offset)
@@ -283,22 +283,24 @@ class Loop:
         return bool(self._positions) and self._since_checkpoint >= self._times.checkpoint_records
 
     def _checkpoint_due(self) -> bool:
-        is_full = self._checkpoint_is_full() and not self._checkpoint_waits
+        is_full = self._checkpoint_is_full() and not self._committing
         return bool(self._positions) and (is_full or self._clock() >= self._next_checkpoint_s)
 
     def _checkpoint(self) -> float | None:
         """Commit the positions; where that has to wait, keep them and return in how many seconds to try again."""
         begun_s = self._clock()
         self._activity.begin("a checkpoint", patience_s=_CLIENT_PATIENCE_S)
-        again_s = self._delivery.commit(self._positions)
-        self._checkpoint_waits = again_s is not None
+        if not self._committing:
+            self._committing = dict(self._positions)
+            self._since_checkpoint = 0
+        again_s = self._delivery.commit(self._committing)
         if again_s is not None:
             self._next_checkpoint_s = self._clock() + again_s
             return again_s
         self.checkpoints += 1
-        self._committed.update(self._positions)
-        self._positions.clear()
-        self._since_checkpoint = 0
+        self._committed.update(self._committing)
+        self._positions = dict(self._positions.items() - self._committing.items())
+        self._committing.clear()
         self._next_checkpoint_s = self._clock() + self._times.checkpoint_interval_s
         self._observer.checkpointed(self._clock() - begun_s)
         return None
@@ -330,7 +332,7 @@ class Loop:
             if self._settle(sorted(self._owned), deadline_s, self._source.poll):
                 return
             self._hand_on()
-            committed = not self._positions or self._commit_by(self._clock() + _LAST_COMMIT_S)
+            committed = self._commit_by(self._clock() + _LAST_COMMIT_S)
         except Rewind as rewind:  # nothing of it was written, and nothing of it is committed
             log.warning("%s: left to the next worker", rewind)
             return
@@ -340,7 +342,10 @@ class Loop:
         )
 
     def _commit_by(self, deadline_s: float) -> bool:
-        while (again_s := self._checkpoint()) is not None:
+        while self._positions:
+            again_s = self._checkpoint()
+            if again_s is None:
+                continue
             if self._clock() >= deadline_s:
                 return False
             self._source.poll(max(again_s, _OUTCOME_WAIT_S))

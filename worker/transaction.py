@@ -8,6 +8,7 @@ client has failed. A commit whose end is unknown is called again, never aborted.
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NoReturn, Protocol
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
@@ -16,15 +17,21 @@ from worker.clients import Properties, failure
 from worker.dispatch import Dispatch, is_refusal_of_batch, refusal, said, unwritable
 from worker.errors import ClientFailed, KafkaSetupError, Rewind
 from worker.outbound import Attempt, Outbox, written
+from worker.outcall import Outcall
 from worker.records import Outcome, TopicLimits, Written
 
 log = logging.getLogger(__name__)
 
-# How long one call may keep the main thread, which has to take in meanwhile. The client goes on with what
-# a call began when it is made again; not so with offsets and aborts, which get the time that they need.
+# How long one call may keep the main thread, which has to take in meanwhile: the client goes on with what a call
+# began when it is made again. An abort gets the time that it needs.
 _OPEN_S = 1.0
 _COMMIT_S = 0.02
-_CALL_S = 10.0
+_ABORT_S = 10.0
+
+# Sending the offsets has a timeout that isn't kept (librdkafka #5456): 20 s were seen with the coordinator away, and no
+# end at all where brokers moved.
+_OFFSETS_S = 10.0
+_OFFSETS_GIVEN_UP_S = 30.0
 _AGAIN_S = 0.1
 
 Place = tuple[int, int]
@@ -62,6 +69,8 @@ class ExactlyOnce:
         self._source = source
         self._on_written = on_written
         self._begun = False
+        self._is_closing = False  # nothing more goes into the transaction
+        self._offsets: Outcall | None = None
         self._committing = False
         self._sent: list[Written] = []
         # What the broker refused is known in the second try, or it would be refused for ever.
@@ -94,7 +103,7 @@ class ExactlyOnce:
         Raises: `Rewind`, `ClientFailed`, `KafkaSetupError`.
         """
         self.poll()
-        if self._committing:
+        if self._is_closing:
             return False
         attempt = self._attempt(outcome)
         if attempt is None:
@@ -114,19 +123,19 @@ class ExactlyOnce:
 
         Raises: `Rewind`, `ClientFailed`, `KafkaSetupError`.
         """
+        self._is_closing = True
         self._dispatch.flush()
         self.poll()
         if self._dispatch.unacknowledged:
             return 0.0
         if not self._committing:
-            self._begin()
-            offsets, member = self._source.offsets(positions), self._source.group_metadata()
-            if not self._call(self._producer.send_offsets_to_transaction, offsets, member, _CALL_S):
-                return _AGAIN_S
+            again_s = self._send_offsets(positions)
+            if again_s is not None:
+                return again_s
             self._committing = True
         if not self._call(self._producer.commit_transaction, _COMMIT_S):
             return 0.0
-        self._begun = self._committing = False
+        self._begun = self._is_closing = self._committing = False
         for each in self._sent:
             self._on_written(each)
         self._sent.clear()
@@ -139,14 +148,38 @@ class ExactlyOnce:
 
         Raises: `Rewind`; `ClientFailed` where it is being committed already, with an unknown end.
         """
-        if self._committing:
+        if self._committing or self._offsets is not None:
             raise ClientFailed("a partition was given up while its transaction was being committed")
+        self._is_closing = False
         if self._begun:
             self._abort("a partition was given up before its outcomes were committed")
 
     def close(self) -> None:
         """Give up the open transaction: the broker aborts it when its time is up, or for a successor at once."""
         self._dispatch.purge()
+
+    def _send_offsets(self, positions: Mapping[int, int]) -> float | None:
+        """Add the offsets to the transaction; None once that is done, else when to call again, in seconds.
+
+        Raises: `Rewind`, `ClientFailed`, `KafkaSetupError`.
+        """
+        if self._offsets is None:
+            self._begin()
+            offsets, member = self._source.offsets(positions), self._source.group_metadata()
+            send = partial(self._producer.send_offsets_to_transaction, offsets, member, _OFFSETS_S)
+            self._offsets = Outcall("offsets", send)
+        try:
+            is_done = self._offsets.is_done(_COMMIT_S)
+        except KafkaException as exception:
+            self._offsets = None
+            self._judge(said(exception))
+            return _AGAIN_S
+        if is_done:
+            self._offsets = None
+            return None
+        if self._offsets.age_s > _OFFSETS_GIVEN_UP_S:
+            raise ClientFailed(f"the offsets of a transaction were not taken within {_OFFSETS_GIVEN_UP_S:g} s")
+        return 0.0
 
     def _begin(self) -> None:
         if not self._begun:
@@ -172,36 +205,44 @@ class ExactlyOnce:
             self._instead[place] = instead
         elif is_refusal_of_batch(error) and not alone:
             self._suspects.add(place)
-        elif not error.txn_requires_abort():
+        elif not (error.txn_requires_abort() or error.code() == KafkaError._MSG_TIMED_OUT):
             self._failure = unwritable(attempt, error, limit_bytes)
         self._broken = self._broken or f"output of {attempt.outcome.record}: {error.str()}"
 
     def _call(self, call: Callable[..., object], *arguments: object) -> bool:
         """Make a transactional call; False where the same call has to be made again.
 
-        Raises: `Rewind` after aborting, `ClientFailed`.
+        Raises: `Rewind` after aborting, `ClientFailed`, `KafkaSetupError`.
         """
         try:
             call(*arguments)
         except KafkaException as exception:
-            error = said(exception)
-            if error.txn_requires_abort():
-                self._abort(error.str())
-            if not error.retriable():
-                raise failure("transaction", error) from exception
-            if error.code() != KafkaError._TIMED_OUT:
-                log.warning("transaction: %s; trying again", error)
+            self._judge(said(exception))
             return False
         return True
 
+    def _judge(self, error: KafkaError) -> None:
+        """Return where the call has to be made again.
+
+        Raises: `Rewind` after aborting, `ClientFailed`, `KafkaSetupError`.
+        """
+        if error.txn_requires_abort():
+            self._abort(error.str())
+        if not error.retriable():
+            raise failure("transaction", error)
+        if error.code() != KafkaError._TIMED_OUT:
+            log.warning("transaction: %s; trying again", error)
+
     def _abort(self, why: str) -> NoReturn:
         """Abort the transaction, with the reports of all that it held. Raises: `Rewind`, `ClientFailed`."""
+        if self._offsets is not None:
+            raise ClientFailed(f"a transaction had to be aborted while its offsets were on their way: {why}")
         self._dispatch.purge()
         try:
-            self._producer.abort_transaction(_CALL_S)
+            self._producer.abort_transaction(_ABORT_S)
         except KafkaException as exception:
             raise ClientFailed(f"aborting a transaction: {said(exception)}") from exception
-        self._begun = self._committing = False
+        self._begun = self._is_closing = self._committing = False
         self._sent.clear()
         self._broken = None
         raise Rewind(f"a transaction was aborted: {why}")

@@ -3,7 +3,7 @@
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -193,6 +193,10 @@ SUSPENDED_S = 20.0
 QUICK_STALLS = ("--stall-timeout-s", "5", "--checkpoint-interval-s", "0.3")
 
 
+def _has_embedded(worker: Worker, images: int) -> Callable[[], bool]:
+    return lambda: worker.metric("clip_worker_images_total") >= images
+
+
 @contextmanager
 def _suspended(kafka: Kafka) -> Iterator[None]:
     kafka.suspend()
@@ -222,7 +226,7 @@ def test_a_suspended_broker_is_no_stall_and_costs_nothing(kafka: Kafka, topics: 
     ):
         workers = (at_least_once, exactly_once)
         for worker in workers:
-            worker.wait_until(lambda worker=worker: worker.metric("clip_worker_images_total") > 8, IN_TIME_S, "at work")
+            worker.wait_until(_has_embedded(worker, 9), IN_TIME_S, "at work")
         with _suspended(kafka):
             end_s = time.monotonic() + SUSPENDED_S
             unready = set()

@@ -8,7 +8,7 @@ import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from prometheus_client import CollectorRegistry
@@ -21,10 +21,10 @@ from tests.chaos.driver import CHECKPOINT_S, COMMITTED_TIMEOUT_S, PARTITIONS, Sa
 from tests.chaos.stream import Stream
 from tests.chaos.verifier import Delivery, Report, read_log, verify
 from tests.chaos.watch import Watch, keep_sampling
-from worker.cli.run import _Worker
 from worker.health import Health
 from worker.metrics import Metrics
 from worker.records import TopicLimits
+from worker.sessions import Sessions
 from worker.settings import Settings
 
 Protocol = Literal["cooperative-sticky", "range", "consumer"]
@@ -57,22 +57,17 @@ class ChangesRun:
     problems: tuple[str, ...]
 
 
-@dataclass(slots=True)
-class _Stop:
-    event: threading.Event = field(default_factory=threading.Event)
-
-
 class Member:
     """A worker in a thread; joins when it is made."""
 
     def __init__(self, brokers: Brokers, topics: Topics, changes: Changes, number: int) -> None:
         self.failure: BaseException | None = None
         self._registry = CollectorRegistry()
-        self._stop = _Stop()
+        self._stop = threading.Event()
         settings = _settings(brokers, topics, changes, number)
         limits = {topic: TopicLimits() for topic in (topics.output, topics.dead_letters)}
         health = Health(settings.stall_timeout_s)
-        self._worker = _Worker(settings, InstantEncoder(), limits, Metrics(self._registry), health)
+        self._sessions = Sessions(settings, InstantEncoder(), limits, Metrics(self._registry), health)
         self._thread = threading.Thread(target=self._work, name=f"member-{number}", daemon=True)
         self._thread.start()
 
@@ -83,13 +78,13 @@ class Member:
 
     def leave(self) -> None:
         """Stop cleanly, and wait for the end."""
-        self._stop.event.set()
+        self._stop.set()
         self._thread.join(LEAVE_TIMEOUT_S)
         assert not self._thread.is_alive(), f"{self._thread.name} didn't leave within {LEAVE_TIMEOUT_S} s"
 
     def _work(self) -> None:
         try:
-            self._worker.work(self._stop)  # type: ignore[arg-type]  # it looks at the event alone
+            self._sessions.hold(self._stop)
         except BaseException as error:  # noqa: BLE001 - the thread boundary: looked at by the test
             self.failure = error
 

@@ -472,7 +472,7 @@ def test_a_commit_that_is_refused_while_a_partition_is_revoked_is_made_again() -
     assert session.clock.now_s < 3
 
 
-def test_a_commit_under_way_is_ended_before_what_finishes_meanwhile_is_handed_on_and_settled() -> None:
+def test_what_is_handed_on_while_a_commit_is_refused_is_committed_after_it() -> None:
     session = _Session(commits=lambda: session.clock.now_s > 0.5)
     session.comes(0.0, _record(5))
     session.comes(0.2, _record(6))
@@ -483,8 +483,8 @@ def test_a_commit_under_way_is_ended_before_what_finishes_meanwhile_is_handed_on
     assert session.events == [
         ("assigned", 2),
         ("sent", 0, 5),
-        ("committed", {0: 6}),
         ("sent", 0, 6),
+        ("committed", {0: 6}),
         ("committed", {0: 7}),
         ("revoked", 1),
     ]
@@ -808,7 +808,7 @@ def test_what_is_in_flight_when_a_transaction_is_aborted_is_handed_on_once() -> 
     assert session.delivery.last == {0: 3}
 
 
-def test_nothing_is_sent_while_a_checkpoint_waits_or_it_would_wait_for_ever() -> None:
+def test_a_checkpoint_that_waits_keeps_its_positions_or_it_would_wait_for_ever() -> None:
     session = _Session(commits=lambda: session.clock.now_s > 3)
     for tenth in range(50):
         session.comes(tenth / 10, _record(5 + tenth))
@@ -816,6 +816,6 @@ def test_nothing_is_sent_while_a_checkpoint_waits_or_it_would_wait_for_ever() ->
     session.run(until_s=6)
 
     first_try_s = session.delivery.tried[0][0]
-    sent_meanwhile = [positions for at_s, positions in session.delivery.tried if first_try_s <= at_s <= 3]
-    assert all(positions == sent_meanwhile[0] for positions in sent_meanwhile)
+    tried = [positions for at_s, positions in session.delivery.tried if first_try_s <= at_s <= 3]
+    assert all(positions == tried[0] for positions in tried)
     assert session.delivery.last == {0: 55}

@@ -430,14 +430,19 @@ class _AtLeastOnce:
     def __init__(self, world: _World, source: _Source) -> None:
         self._world = world
         self._sent = _Sent(world, source)
+        self._is_waiting = False
+        self._acknowledged: Mapping[int, int] = {}
 
     def open(self) -> bool:
         return True
 
+    def poll(self) -> None:
+        self._world.broker.write(*self._sent.acknowledged())
+
     def send(self, outcome: Outcome) -> bool:
         self._world.fail("send")
-        self._world.broker.write(*self._sent.acknowledged())
-        if self._world.is_in(Full):
+        self.poll()
+        if self._is_waiting or self._world.is_in(Full):
             return False
         self._sent.add(outcome)
         return True
@@ -446,9 +451,12 @@ class _AtLeastOnce:
         world = self._world
         self._sent.check_commit(positions)
         world.fail("commit")
-        world.broker.write(*self._sent.acknowledged())
-        if self._sent:
-            return 0.0
+        self.poll()
+        if not positions.items() <= self._acknowledged.items():
+            self._is_waiting = True
+            if self._sent:
+                return 0.0
+            self._is_waiting, self._acknowledged = False, dict(positions)
         if world.is_in(Refused):
             if world.schedule.lands:
                 world.broker.commit(positions)
@@ -458,6 +466,7 @@ class _AtLeastOnce:
         return None
 
     def abandon(self) -> None:
+        self._is_waiting = False
         self._world.was_unclean = True
         self._sent.note_end_of_commit()
 
@@ -475,17 +484,21 @@ class _ExactlyOnce:
         self._world = world
         self._sent = _Sent(world, source)
         self._acknowledged: list[Place] = []
+        self._is_closing = False
         self._committing: tuple[float, Mapping[int, int]] | None = None
         world.end_doubt = self._end_doubt
 
     def open(self) -> bool:
         return True
 
+    def poll(self) -> None:
+        self._acknowledged += self._sent.acknowledged()
+
     def send(self, outcome: Outcome) -> bool:
         self._world.fail("send")
         self._abort_if_due("send")
         self._acknowledged += self._sent.acknowledged()
-        if self._committing is not None or self._world.is_in(Full):
+        if self._is_closing or self._world.is_in(Full):
             return False
         self._sent.add(outcome)
         return True
@@ -495,6 +508,7 @@ class _ExactlyOnce:
         self._sent.check_commit(positions)
         world.fail("commit")
         self._abort_if_due("commit")
+        self._is_closing = True
         self._acknowledged += self._sent.acknowledged()
         if self._sent:
             return 0.0
@@ -511,6 +525,7 @@ class _ExactlyOnce:
     def abandon(self) -> None:
         if self._committing is not None:
             raise ClientFailed("given up while it was being committed")
+        self._is_closing = False
         if self._sent or self._acknowledged:
             self._abort()
 
@@ -528,7 +543,7 @@ class _ExactlyOnce:
     def _finish(self, positions: Mapping[int, int]) -> None:
         self._world.broker.write(*self._acknowledged)
         self._world.broker.commit(positions)
-        self._acknowledged, self._committing = [], None
+        self._acknowledged, self._committing, self._is_closing = [], None, False
 
     def _abort_if_due(self, call: Call) -> None:
         if self._world.due(Aborted, call) is not None:
@@ -536,7 +551,7 @@ class _ExactlyOnce:
 
     def _abort(self) -> None:
         self._sent.all()
-        self._acknowledged, self._committing = [], None
+        self._acknowledged, self._committing, self._is_closing = [], None, False
         self._sent.note_end_of_commit()
         self._world.was_aborted_at_the_end = True
         raise Rewind("aborted")
