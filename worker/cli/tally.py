@@ -59,7 +59,7 @@ class Tally:
         for said, places in self.named.items():
             yield f"{said}: {name_places(topic, places)}"
         if self.foreign:
-            yield f"no dead letters, and left alone: {self.foreign} records of {topic}"
+            yield f"records of {topic} that are no dead letters, and were left alone: {self.foreign}"
 
 
 def name_places(topic: str, places: Iterable[Place]) -> str:
