@@ -98,9 +98,10 @@ def _end(tally: Tally, stop: "_Stop") -> None:
     if stop.requested:
         click.echo("stopped by a signal: the next call goes on from here", err=True)
         raise SystemExit(_SIGNAL_EXIT)
-    refused, gone = tally.total(Fate.REFUSED), tally.total(Fate.GONE)
-    if refused or gone:
-        raise click.ClickException(f"refused, and still to be replayed: {refused}; value gone: {gone}; named above")
+    wrong = {"refused, and still to be replayed": tally.total(Fate.REFUSED), "value gone": tally.total(Fate.GONE)}
+    said = "; ".join(f"{what}: {count}" for what, count in wrong.items() if count)
+    if said:
+        raise click.ClickException(f"{said}; named above")
 
 
 class _Stop:

@@ -16,7 +16,7 @@ from worker.cli.outlets import Report
 from worker.cli.progress import Passage, Progress
 from worker.cli.replayer import Replayer
 from worker.cli.tally import Fate, Tally, name_places
-from worker.errors import DrainTimeout, KafkaSetupError
+from worker.errors import DrainTimeout, KafkaSetupError, SettingsError
 from worker.records import Record
 
 # The headers of a dead letter.
@@ -216,13 +216,7 @@ def test_letters_that_are_refused_in_a_row_are_one_range_across_others() -> None
 def test_letters_are_named_by_partition_in_ranges() -> None:
     places = [(1, 4), (0, 3), (0, 4), (0, 5), (0, 7), (1, 5), (2, 0)]
 
-    assert name_places("dead-letters", places) == (
-        "dead-letters[0]@3-5, dead-letters[0]@7, dead-letters[1]@4-5, dead-letters[2]@0"
-    )
-
-
-def test_letters_of_neighbouring_partitions_are_not_joined() -> None:
-    assert name_places("dead-letters", [(0, 3), (1, 4)]) == "dead-letters[0]@3, dead-letters[1]@4"
+    assert name_places("dead-letters", places) == "dead-letters[0]@3-5,7 dead-letters[1]@4-5 dead-letters[2]@0"
 
 
 def test_the_table_has_the_fates_that_there_were() -> None:
@@ -248,6 +242,15 @@ def test_an_unknown_reason_is_an_error_that_names_the_known_ones() -> None:
     assert result.exit_code == 2
     assert "'bad-picture' is not one of" in result.output
     assert [reason.value for reason in Reason if f"'{reason}'" not in result.output] == []
+
+
+def test_a_kafka_property_that_there_is_not_is_an_error_before_anything_else() -> None:
+    flags = ("--bootstrap-servers", "127.0.0.1:1", "--kafka", "no.such.property=1")
+
+    result = CliRunner().invoke(group, ["replay", *flags])
+
+    assert isinstance(result.exception, SettingsError)
+    assert "no.such.property" in str(result.exception)
 
 
 # One call, with letters and an outlet of our own.
