@@ -6,7 +6,8 @@ Measured reasons for the defaults are in the README, "Decisions".
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
@@ -95,6 +96,15 @@ def failure(what: str, error: KafkaError) -> ClientFailed | KafkaSetupError:
     if denied is None:
         return ClientFailed(f"{what}: {error}")
     return KafkaSetupError(f"{what}: {denied}: {error.str()}; `clip-worker check` says which rights are missing")
+
+
+@contextmanager
+def guarded(what: str) -> Iterator[None]:
+    """Turn what a client raises into `failure`: any call may raise, for a fatal error is told by the next one."""
+    try:
+        yield
+    except KafkaException as exception:
+        raise failure(what, exception.args[0]) from exception
 
 
 def client_id() -> str:

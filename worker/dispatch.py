@@ -11,7 +11,7 @@ from functools import partial
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from schemas.dead_letter import Reason
-from worker.clients import Properties, failure
+from worker.clients import Properties, failure, guarded
 from worker.errors import ClientFailed, KafkaSetupError
 from worker.outbound import Attempt
 from worker.records import Outbound, TopicLimits
@@ -116,17 +116,26 @@ class Dispatch:
         return True
 
     def poll(self) -> None:
-        """Look at the reports that are there."""
-        self.producer.poll(0)
+        """Look at the reports that are there. Raises: `ClientFailed`."""
+        with guarded("producer"):
+            self.producer.poll(0)
 
     def flush(self) -> None:
-        """Wait for reports, for a moment at most."""
-        self.producer.flush(_FLUSH_S)
+        """Wait for reports, for a moment at most. Raises: `ClientFailed`."""
+        with guarded("producer"):
+            self.producer.flush(_FLUSH_S)
 
     def purge(self) -> None:
         """Give up what is not acknowledged, and wait until the client says so."""
-        self.producer.purge()
-        self.producer.flush(_CLOSE_S)
+        deadline_s = time.monotonic() + _CLOSE_S
+        while (left_s := deadline_s - time.monotonic()) > 0:
+            try:
+                self.producer.purge()
+                self.producer.flush(left_s)
+            except KafkaException as exception:  # a fatal error that nobody was told of yet
+                log.warning("closing the producer: %s", said(exception))
+            else:
+                return
 
     def limit_bytes(self, topic: str) -> int:
         """Return the topic's `max.message.bytes`."""

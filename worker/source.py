@@ -15,8 +15,8 @@ from typing import Protocol
 from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from schemas.dead_letter import Headers
-from worker.clients import Properties, failure
-from worker.errors import ClientFailed, PartitionsLost
+from worker.clients import Properties, failure, guarded
+from worker.errors import PartitionsLost
 from worker.records import Record
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,8 @@ class Source:
 
         Raises: `PartitionsLost`, `ClientFailed`, and what a rebalance listener raised.
         """
-        message = self._consumer.poll(timeout_s)
+        with guarded(f"consumer of {self._topic}"):
+            message = self._consumer.poll(timeout_s)
         self._raise_failure()
         if message is None:
             return None
@@ -134,15 +135,14 @@ class Source:
 
         Raises: `ClientFailed`.
         """
-        try:
+        with guarded(f"going back on {self._topic}"):
             for partition, offset in positions.items():
                 self._consumer.seek(TopicPartition(self._topic, partition, offset))
-        except KafkaException as exception:
-            raise ClientFailed(f"going back on {self._topic}: {exception.args[0]}") from exception
 
     def group_metadata(self) -> object:
         """Return what a transaction needs to commit this member's offsets."""
-        return self._consumer.consumer_group_metadata()
+        with guarded(f"consumer of {self._topic}"):
+            return self._consumer.consumer_group_metadata()
 
     def offsets(self, positions: Mapping[int, int]) -> list[TopicPartition]:
         """Return the next offset of each partition as the clients want them."""
@@ -150,16 +150,21 @@ class Source:
 
     def pause(self) -> None:
         """Stop fetching from what is assigned now, so that polling returns no records."""
-        self._consumer.pause(self._consumer.assignment())
+        with guarded(f"pausing {self._topic}"):
+            self._consumer.pause(self._consumer.assignment())
 
     def resume(self) -> None:
         """Fetch again."""
-        self._consumer.resume(self._consumer.assignment())
+        with guarded(f"resuming {self._topic}"):
+            self._consumer.resume(self._consumer.assignment())
 
     def close(self) -> None:
         """Leave the group. Nothing is settled any more."""
         self._closing = True
-        self._consumer.close()
+        try:
+            self._consumer.close()
+        except KafkaException as exception:  # a fatal error that nobody was told of yet
+            log.warning("closing the consumer: %s", exception.args[0])
 
     def _lose(self, partitions: Sequence[int]) -> None:
         raise PartitionsLost(f"lost partitions {sorted(partitions)} of {self._topic}")

@@ -86,6 +86,11 @@ _QUORUM_STATE = "__cluster_metadata-0/quorum-state"
 _DOCKER_DATA = "/tmp/kafka-data"  # noqa: S108 - inside the container
 
 
+_COORDINATOR_MOVES = frozenset(
+    {KafkaError.COORDINATOR_LOAD_IN_PROGRESS, KafkaError.COORDINATOR_NOT_AVAILABLE, KafkaError.NOT_COORDINATOR}
+)
+
+
 class Brokers(Protocol):
     """What clients need to reach a broker or a cluster."""
 
@@ -424,11 +429,26 @@ def read_each(bootstrap_servers: str, topic: str) -> Iterator[Message]:
 
 
 def committed(bootstrap_servers: str, group: str, topic: str) -> dict[int, int]:
-    """Read the offsets that a group has committed, by partition; those without one are left out."""
-    with _admin(bootstrap_servers) as admin:
-        asked = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)])
-        answer = asked[group].result(REQUEST_TIMEOUT_S)
-    return {each.partition: each.offset for each in answer.topic_partitions if each.topic == topic}
+    """Read the offsets that a group has committed, by partition; those without one are left out.
+
+    A consumer asks, for the admin client's question ends the process where the group's coordinator is moving (seen with
+    librdkafka 2.16.0: a null pointer in rd_kafka_cgrp_op).
+    """
+    known: list[TopicPartition] = []
+
+    def is_answered(consumer: Consumer, places: list[TopicPartition]) -> bool:
+        try:
+            known[:] = consumer.committed(places, timeout=REQUEST_TIMEOUT_S)
+        except KafkaException as exception:
+            if exception.args[0].retriable() or exception.args[0].code() in _COORDINATOR_MOVES:
+                return False
+            raise
+        return True
+
+    with Consumer({"bootstrap.servers": bootstrap_servers, "group.id": group, "log_level": 0}) as consumer:
+        places = [TopicPartition(topic, partition) for partition in _partitions(consumer, topic)]
+        wait_until(lambda: is_answered(consumer, places), REQUEST_TIMEOUT_S, "a coordinator answers")
+    return {each.partition: each.offset for each in known if each.offset >= 0}
 
 
 def end_offsets(bootstrap_servers: str, topic: str) -> dict[int, int]:

@@ -64,9 +64,14 @@ def letter(
 
 
 def numbered(topics: Topics, count: int, reasons: Sequence[str] = (Reason.BAD_IMAGE,)) -> Iterator[Sent]:
-    """Yield letters whose values are their numbers, the reasons in their turn."""
+    """Yield letters whose values are their numbers, the reasons in their turn.
+
+    Their time is now: a broker that has restarted knows a producer again by the time of its records, for a day.
+    """
+    now_ms = int(time.time() * 1000)
     for number in range(count):
-        yield letter(b"%d" % number, topics, reason=reasons[number % len(reasons)], origin=(number % 4, number))
+        reason, origin = reasons[number % len(reasons)], (number % 4, number)
+        yield letter(b"%d" % number, topics, reason=reason, origin=origin, timestamp_ms=now_ms)
 
 
 def settings_of(kafka: Kafka, topics: Topics) -> dict[str, str]:
@@ -215,7 +220,7 @@ def test_records_that_are_no_dead_letters_are_counted_and_left_alone(kafka: Kafk
 
     said = replayed(kafka, topics)
 
-    assert f"no dead letters, and left alone: 14 records of {topics.dead_letters}" in said
+    assert f"records of {topics.dead_letters} that are no dead letters, and were left alone: 14" in said
     assert values(kafka, topics) == [b"letter"]
 
 
@@ -395,7 +400,7 @@ def test_letters_that_the_broker_refuses_are_named_and_stay_and_the_others_go_ba
 
     assert result.exit_code == REFUSED
     place = f"{topics.dead_letters}[0]@"
-    assert f"size too large: {place}50-51, {place}120, {place}299\n" in result.output
+    assert f"size too large: {place}50-51,120,299\n" in result.output
     assert f"timestamp: {place}200\n" in result.output.lower()
     assert [int(value or b"") for value in values(kafka, topics)] == [n for n in range(300) if n not in refused]
 
@@ -477,7 +482,7 @@ def test_progress_of_somebody_else_is_not_overwritten(kafka: Kafka, topics: Topi
     assert values(kafka, topics) == []
 
 
-MANY = 8_000
+MANY = 6_000
 CHECKPOINT = 100
 
 
@@ -512,7 +517,7 @@ def said_at_the_end(started: "subprocess.Popen[str]") -> str:
 def stated(said: str, topic: str) -> set[int]:
     """Return the offsets of the letters that may be twice."""
     [line] = [line for line in said.splitlines() if line.startswith("may be twice")]
-    spans = re.findall(rf"{topic}\[0\]@(\d+)(?:-(\d+))?", line)
+    spans = re.findall(r"[@,](\d+)(?:-(\d+))?", line.partition(f"{topic}[0]")[2])
     return {offset for first, last in spans for offset in range(int(first), int(last or first) + 1)}
 
 
@@ -592,9 +597,9 @@ def test_a_record_that_is_rejected_50_times_does_not_grow(kafka: Kafka, topics: 
     assert len(records) == 2 * (ROUNDS + 1)
     assert len({str(content(record)) for record in records}) == 2
     letters = read_all(kafka.bootstrap_servers, topics.dead_letters)
-    assert {len(headers_of(each)) for each in letters} == {len(HEADERS) + 8}
-    sizes = [sum(len(name) + len(value or b"") for name, value in headers_of(each)) for each in letters]
-    assert max(sizes) - min(sizes) <= len(f"{2 * ROUNDS}") + len("no-key") + len("not-msgpack") + 100
+    said = [[header for header in headers_of(each) if header[0] != "dlq.offset"] for each in letters]
+    assert {len(headers) for headers in said} == {len(HEADERS) + 7}
+    assert len({str(headers) for headers in said}) == 2
 
 
 def are_rejected(kafka: Kafka, topics: Topics, count: int) -> bool:

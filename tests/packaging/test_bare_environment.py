@@ -82,7 +82,7 @@ def test_the_list_of_commands_needs_no_extra(bare: Path) -> None:
     assert "publish" in _run(str(bare / "clip-worker"), "--help")
 
 
-@pytest.mark.parametrize("name", ["topics", "publish", "consume"])
+@pytest.mark.parametrize("name", ["topics", "publish", "consume", "replay"])
 def test_the_kafka_tools_work_without_the_worker(name: str, with_kafka: Path) -> None:
     assert "--bootstrap-servers" in _run(str(with_kafka / "clip-worker"), name, "--help")
 

@@ -68,7 +68,8 @@ class ReplayGroup:
     """The progress in Kafka: the offsets of a consumer group without members, and their metadata.
 
     A consumer that reads nothing asks and commits, for the admin client's question for offsets ends the process where
-    the group's coordinator is moving (seen with librdkafka 2.16.0: a null pointer in rd_kafka_cgrp_op).
+    the group's coordinator is moving (seen with librdkafka 2.16.0: a null pointer in rd_kafka_cgrp_op). It is no member
+    that has to leave, and its close would wait for the answer to a commit as long as it takes: it is never closed.
     """
 
     def __init__(self, settings: Settings, topic: str) -> None:
@@ -104,10 +105,6 @@ class ReplayGroup:
         ]
         self._ask(lambda: self._commit(places))
         return all(len(each.metadata) <= _METADATA_BYTES for each in progress.values())
-
-    def close(self) -> None:
-        """Disconnect."""
-        self._consumer.close()
 
     def _ask(self, ask: Callable[[], Answer]) -> Answer:
         """Ask until a coordinator answers: it may be on its way from one broker to another."""
@@ -145,7 +142,7 @@ class KafkaOutlet:
         """Connect; `topics` are the partitions that each topic has."""
         self._producer = Producer(producer_properties(settings, _ignore_passing) | QUIET | _ONE_BY_ONE)
         self._topics = topics
-        self.commit = group.commit
+        self._group = group
 
     def send(self, record: Record, report: Report) -> bool:
         """Hand a record to the producer's queue.
@@ -180,6 +177,10 @@ class KafkaOutlet:
     def flush(self) -> bool:
         """Wait a moment for the acknowledgements; return whether all are there."""
         return self._producer.flush(_FLUSH_S) == 0
+
+    def commit(self, progress: Mapping[int, Progress]) -> bool:
+        """Keep the progress in the group."""
+        return self._group.commit(progress)
 
 
 def is_refusal(error: KafkaError) -> bool:

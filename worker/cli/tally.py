@@ -59,18 +59,20 @@ class Tally:
         for said, places in self.named.items():
             yield f"{said}: {name_places(topic, places)}"
         if self.foreign:
-            yield f"no dead letters, and left alone: {self.foreign} records of {topic}"
+            yield f"records of {topic} that are no dead letters, and were left alone: {self.foreign}"
 
 
 def name_places(topic: str, places: Iterable[Place]) -> str:
-    """Name letters as a person does: `dead-letters[0]@3-7, dead-letters[1]@4`."""
-    spans: list[tuple[int, range]] = []
+    """Name letters by partition, their offsets in ranges: `dead-letters[0]@3-5,7 dead-letters[1]@4`."""
+    spans: dict[int, list[range]] = {}
     for partition, offset in sorted(places):
-        if spans and spans[-1] == (partition, range(spans[-1][1].start, offset)):
-            spans[-1] = (partition, range(spans[-1][1].start, offset + 1))
+        found = spans.setdefault(partition, [])
+        if found and found[-1].stop == offset:
+            found[-1] = range(found[-1].start, offset + 1)
         else:
-            spans.append((partition, range(offset, offset + 1)))
-    return ", ".join(
-        f"{topic}[{partition}]@{span.start}" + (f"-{span.stop - 1}" if len(span) > 1 else "")
-        for partition, span in spans
-    )
+            found.append(range(offset, offset + 1))
+    return " ".join(f"{topic}[{partition}]@{','.join(map(_name, found))}" for partition, found in spans.items())
+
+
+def _name(span: range) -> str:
+    return str(span.start) if len(span) == 1 else f"{span.start}-{span.stop - 1}"

@@ -1,17 +1,23 @@
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import count
 
 import pytest
 from click.testing import CliRunner
+from confluent_kafka import KafkaError, Message
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
 from schemas.dead_letter import DeadLetter, Headers, Reason, read_dead_letter, read_omitted_sha256
 from worker.cli.main import group
+from worker.cli.outlets import Report
 from worker.cli.progress import Passage, Progress
+from worker.cli.replayer import Replayer
 from worker.cli.tally import Fate, Tally, name_places
+from worker.errors import DrainTimeout, KafkaSetupError, SettingsError
+from worker.records import Record
 
 # The headers of a dead letter.
 
@@ -210,13 +216,7 @@ def test_letters_that_are_refused_in_a_row_are_one_range_across_others() -> None
 def test_letters_are_named_by_partition_in_ranges() -> None:
     places = [(1, 4), (0, 3), (0, 4), (0, 5), (0, 7), (1, 5), (2, 0)]
 
-    assert name_places("dead-letters", places) == (
-        "dead-letters[0]@3-5, dead-letters[0]@7, dead-letters[1]@4-5, dead-letters[2]@0"
-    )
-
-
-def test_letters_of_neighbouring_partitions_are_not_joined() -> None:
-    assert name_places("dead-letters", [(0, 3), (1, 4)]) == "dead-letters[0]@3, dead-letters[1]@4"
+    assert name_places("dead-letters", places) == "dead-letters[0]@3-5,7 dead-letters[1]@4-5 dead-letters[2]@0"
 
 
 def test_the_table_has_the_fates_that_there_were() -> None:
@@ -242,3 +242,164 @@ def test_an_unknown_reason_is_an_error_that_names_the_known_ones() -> None:
     assert result.exit_code == 2
     assert "'bad-picture' is not one of" in result.output
     assert [reason.value for reason in Reason if f"'{reason}'" not in result.output] == []
+
+
+def test_a_kafka_property_that_there_is_not_is_an_error_before_anything_else() -> None:
+    flags = ("--bootstrap-servers", "127.0.0.1:1", "--kafka", "no.such.property=1")
+
+    result = CliRunner().invoke(group, ["replay", *flags])
+
+    assert isinstance(result.exception, SettingsError)
+    assert "no.such.property" in str(result.exception)
+
+
+# One call, with letters and an outlet of our own.
+
+
+class Letters:
+    """Letters of partition 0 whose values are their offsets."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.ends: Mapping[int, int] = {0: total}
+
+    def __iter__(self) -> Iterator[Message | None]:
+        headers: list[tuple[str, str | bytes | None]] = [*LETTER.headers(())]
+        for offset in range(self.total):
+            yield None
+            yield Message(
+                topic="dead-letters", partition=0, offset=offset, key=b"key", value=b"%d" % offset, headers=headers
+            )
+
+
+class Outlet:
+    """Acknowledges what `errors` has nothing for once it is flushed; keeps what happens in its order."""
+
+    def __init__(self, errors: Mapping[int, KafkaError] | None = None, room: int = 1_000) -> None:
+        self.happened: list[object] = []
+        self.answers = True
+        self._errors = errors or {}
+        self._room = room
+        self._queue: list[tuple[int, Report]] = []
+
+    def send(self, record: Record, report: Report) -> bool:
+        if len(self._queue) == self._room:
+            return False
+        self._queue.append((int(record.value or b""), report))
+        return True
+
+    def flush(self) -> bool:
+        if not self.answers:
+            return False
+        for offset, report in self._queue:
+            report(self._errors.get(offset))
+            self.happened.append(offset)
+        self._queue.clear()
+        return True
+
+    def commit(self, progress: Mapping[int, Progress]) -> bool:
+        self.happened.append(progress[0])
+        return True
+
+
+@dataclass(slots=True)
+class Stop:
+    """Somebody who may ask to stop."""
+
+    requested: bool = False
+    is_overdue: bool = False
+
+
+def replayer(letters: int, outlet: Outlet, stop: Stop | None = None, seconds_a_look: float = 0) -> Replayer:
+    """Return a call whose clock goes on by so much at each look."""
+    return Replayer(
+        Letters(letters),
+        lambda _, __: None,
+        outlet,
+        {"documents": 4},
+        {0: Progress()},
+        (),
+        stop or Stop(),
+        clock=count(step=seconds_a_look).__next__,
+    )
+
+
+def test_progress_is_committed_after_a_hundred_letters_are_acknowledged() -> None:
+    outlet = Outlet()
+
+    replayer(250, outlet).run()
+
+    assert outlet.happened == [
+        *range(100),
+        Progress(100),
+        *range(100, 200),
+        Progress(200),
+        *range(200, 250),
+        Progress(250),
+    ]
+
+
+def test_progress_is_committed_after_a_second() -> None:
+    outlet = Outlet()
+
+    replayer(2, outlet, seconds_a_look=1).run()
+
+    assert outlet.happened == [Progress(0), 0, Progress(1), Progress(1), 1, Progress(2), Progress(2)]
+
+
+def test_a_full_queue_is_emptied_before_more_is_sent() -> None:
+    outlet = Outlet(room=2)
+
+    replayer(5, outlet).run()
+
+    assert outlet.happened == [0, 1, 2, 3, 4, Progress(5)]
+
+
+def test_a_letter_that_no_queue_takes_is_refused() -> None:
+    call = replayer(1, outlet := Outlet(room=0))
+
+    call.run()
+
+    assert call.tally.named == {"larger than the producer's queue.buffering.max.kbytes": [(0, 0)]}
+    assert outlet.happened == [Progress(1, {}, (range(1),))]
+
+
+def test_a_letter_that_the_broker_refuses_is_left_and_the_others_are_not() -> None:
+    outlet = Outlet({1: KafkaError(KafkaError.MSG_SIZE_TOO_LARGE)})
+    call = replayer(3, outlet)
+
+    call.run()
+
+    assert outlet.happened == [0, 1, 2, Progress(3, {}, (range(1, 2),))]
+    assert (call.tally.total(Fate.REPLAYED), call.tally.total(Fate.REFUSED)) == (2, 1)
+    assert list(call.uncommitted) == []
+
+
+def test_where_an_acknowledgement_does_not_come_nothing_is_committed_and_what_was_sent_is_named() -> None:
+    outlet = Outlet({1: KafkaError(KafkaError._MSG_TIMED_OUT), 2: KafkaError(KafkaError.MSG_SIZE_TOO_LARGE)})
+    call = replayer(3, outlet)
+
+    with pytest.raises(KafkaSetupError, match="the brokers don't acknowledge what is sent: Local: Message timed out"):
+        call.run()
+
+    assert outlet.happened == [0, 1, 2]
+    assert list(call.uncommitted) == [(0, 0), (0, 1)]
+
+
+def test_a_stop_sends_no_more_and_commits_what_was_sent() -> None:
+    outlet = Outlet()
+
+    replayer(3, outlet, Stop(requested=True)).run()
+
+    assert outlet.happened == [Progress(0)]
+
+
+def test_a_stop_that_is_over_gives_up_and_names_what_was_sent() -> None:
+    outlet, stop = Outlet(), Stop(is_overdue=True)
+    outlet.answers = False
+    call = replayer(100, outlet, stop)
+
+    with pytest.raises(DrainTimeout, match="100 letters were sent and are not acknowledged"):
+        call.run()
+
+    assert list(call.uncommitted) == [(0, offset) for offset in range(100)]
