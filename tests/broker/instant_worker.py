@@ -174,8 +174,8 @@ def load_instantly(_: Settings) -> InstantEncoder:
 
 def _break() -> None:
     """Put the faults in their places."""
-    worker.sessions.Fast = FaultyFast  # type: ignore[misc]
-    worker.cli.run.start_watchdog = _watch_and_end_slowly
+    vars(worker.sessions)["Fast"] = FaultyFast
+    vars(worker.cli.run)["start_watchdog"] = _watch_and_end_slowly
     worker.loop._CLIENT_PATIENCE_S = CLIENT_PATIENCE_S
     if HANGS_IN in os.environ:
         _hang_in(os.environ[HANGS_IN], Path(os.environ[HANGS_WHEN]))

@@ -3,7 +3,7 @@
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -79,6 +79,10 @@ def _everything_is_committed(kafka: Kafka, topics: Topics) -> bool:
         return False
 
 
+def _has_embedded(worker: Worker, images: int) -> Callable[[], bool]:
+    return lambda: worker.metric("clip_worker_images_total") >= images
+
+
 def _finish(kafka: Kafka, topics: Topics, worker: Worker) -> None:
     worker.wait_until(lambda: _everything_is_committed(kafka, topics), IN_TIME_S, "everything is committed")
     assert worker.stop() == 0
@@ -149,7 +153,7 @@ def test_a_client_call_that_hangs_ends_the_process_and_a_restart_does_the_rest(
     produce(kafka.bootstrap_servers, topics.input, _sent({}))
 
     with running_worker(kafka, topics, *STALLS, env=FAULTY | slow) as worker:
-        worker.wait_until(lambda: worker.metric("clip_worker_images_total") > 20, IN_TIME_S, "some outcomes")
+        worker.wait_until(_has_embedded(worker, 20), IN_TIME_S, "some outcomes")
         hang.touch()
         said = _what_livez_says(worker)
         exit_code = worker.wait()
@@ -222,7 +226,7 @@ def test_a_suspended_broker_is_no_stall_and_costs_nothing(kafka: Kafka, topics: 
     ):
         workers = (at_least_once, exactly_once)
         for worker in workers:
-            worker.wait_until(lambda worker=worker: worker.metric("clip_worker_images_total") > 8, IN_TIME_S, "at work")
+            worker.wait_until(_has_embedded(worker, 8), IN_TIME_S, "at work")
         with _suspended(kafka):
             end_s = time.monotonic() + SUSPENDED_S
             unready = set()
