@@ -36,7 +36,10 @@ RECORDS = 200
 AT_FAULT = 100
 IN_TIME_S = 60
 STALL_S = 2
-STALLS = ("--stall-timeout-s", str(STALL_S), "--checkpoint-interval-s", "0.2")
+STALLS = (
+    *("--stall-timeout-s", str(STALL_S), "--checkpoint-interval-s", "0.2"),
+    *("--kafka", "session.timeout.ms=6000"),  # the group waits so long for a process that ended without leaving
+)
 FAULTY = {FAULTS: "1"}
 
 
