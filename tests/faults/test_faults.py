@@ -223,6 +223,46 @@ def _finish(worker: _Worker) -> None:
 # Offsets that the coordinator refuses.
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        KafkaError.NOT_COORDINATOR,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.REBALANCE_IN_PROGRESS,
+        KafkaError.REQUEST_TIMED_OUT,
+        CONNECTION_CLOSED,
+    ],
+    ids=lambda error: KafkaError(error).name(),
+)
+def test_offsets_that_are_refused_for_now_are_committed_again(cluster: MockCluster, error: int) -> None:
+    with _working(cluster, AT_LEAST_ONCE) as worker:
+        cluster.fail_next(Api.OFFSET_COMMIT, [error] * 4)
+        _finish(worker)
+        worker.wait_until_committed(ENDS)
+
+    assert Counter(worker.places()) == Counter(_all_places())
+    assert _in_order(worker.places())
+    assert worker.sample("sessions_total") == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [KafkaError.ILLEGAL_GENERATION, KafkaError.UNKNOWN_MEMBER_ID],
+    ids=lambda error: KafkaError(error).name(),
+)
+def test_offsets_of_a_member_that_the_group_has_forgotten_are_committed_by_it_or_by_the_next(
+    cluster: MockCluster, error: int
+) -> None:
+    with _working(cluster, AT_LEAST_ONCE) as worker:
+        cluster.fail_next(Api.OFFSET_COMMIT, [error])  # the mock waits 6 s for the member that it knows
+        _finish(worker)
+        worker.wait_until_committed(ENDS)
+
+    assert set(worker.places()) == set(_all_places())
+    assert _in_order(worker.places())
+
+
 def test_offsets_that_are_refused_for_good_end_the_session_and_a_new_one_commits(cluster: MockCluster) -> None:
     with _working(cluster, AT_LEAST_ONCE) as worker:
         cluster.fail_next(Api.OFFSET_COMMIT, [KafkaError.OFFSET_METADATA_TOO_LARGE])
@@ -301,7 +341,7 @@ def test_a_coordinator_that_moves_is_found_again(cluster: MockCluster, delivery:
     assert _in_order(worker.places())
 
 
-@pytest.mark.parametrize("delivery", [AT_LEAST_ONCE])
+@pytest.mark.parametrize("delivery", [AT_LEAST_ONCE, EXACTLY_ONCE])
 @pytest.mark.parametrize("broker", BROKERS)
 def test_a_broker_that_is_away_for_some_seconds_costs_nothing(cluster: MockCluster, delivery: str, broker: int) -> None:
     with _working(cluster, delivery, reconnect_backoff_max_ms="500") as worker:
@@ -361,6 +401,22 @@ def test_a_transaction_that_can_not_go_on_is_done_again_in_the_same_session(
 
     assert set(worker.places()) == set(_all_places())
     assert (worker.sample("sessions_total"), worker.sample("rewinds_total")) == (1, 1)
+
+
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
+@pytest.mark.parametrize(
+    "error", [KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH], ids=lambda error: KafkaError(error).name()
+)
+def test_a_producer_that_is_fenced_goes_on_from_the_last_checkpoint(
+    cluster: MockCluster, step: Api, error: int
+) -> None:
+    with _working(cluster, EXACTLY_ONCE) as worker:
+        cluster.fail_next(step, [error])
+        _finish(worker)
+
+    assert set(worker.places()) == set(_all_places())
+    # The client takes some of them for the end of the transaction, the others for its own.
+    assert worker.sample("sessions_total") + worker.sample("rewinds_total") == 2
 
 
 def test_a_commit_whose_answer_is_late_is_called_again_and_nothing_is_written_twice(cluster: MockCluster) -> None:
