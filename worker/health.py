@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 # A heartbeat goes to the coordinator every 3 s, so a broker that is there answers at least that often.
 _SILENCE_S = 10.0
 _WATCH_EVERY_S = 0.5
+_LOOKS = 4
 
 
 class Health:
@@ -53,7 +54,6 @@ class Health:
 
     def expect_end_within(self, seconds: float) -> None:
         """Let the watchdog end the process if it is still there then; not ready from now on."""
-        self._joined = False
         self._end_by_s = self._clock() + seconds
 
     def stalled(self) -> str | None:
@@ -66,6 +66,8 @@ class Health:
 
     def unready(self) -> str | None:
         """Return what is missing for work, None where nothing is."""
+        if self._end_by_s < float("inf"):
+            return "the worker stops"
         if not self._threads:
             return "the model loads"
         if not self._joined:
@@ -107,11 +109,18 @@ class HealthServer:
 
 
 def start_watchdog(health: Health, end: Callable[[int], object] = os._exit) -> None:
-    """End the process once something hangs: a native call that hangs can't be ended in any other way."""
+    """End the process once something hangs: a native call that hangs can't be ended in any other way.
+
+    That is 2 s later than /livez says so: a probe may see it, and a dead thread's error is the main thread's first.
+    """
 
     def watch() -> None:
-        while (trouble := health.stalled()) is None:
+        looks = 0
+        trouble: str | None = None
+        while looks < _LOOKS:
             time.sleep(_WATCH_EVERY_S)
+            trouble = health.stalled()
+            looks = looks + 1 if trouble else 0
         log.critical("ending the process: %s", trouble)
         for handler in logging.getLogger().handlers:
             handler.flush()

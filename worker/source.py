@@ -8,6 +8,7 @@ minutes at a suspended broker), so a commit is sent, and then the group is asked
 
 import json
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -40,6 +41,7 @@ _COMMIT_AGAIN = frozenset(
 )
 _COMMIT_AGAIN_S = 0.1
 _COMMITTED_S = 1.0
+_ASKED_AGAIN_S = 3.0  # longer than the client makes a refused commit again; its end may be told only by a later poll
 
 # What the consumer reports and mends by itself, or follows up with the lost callback.
 _PASSING = frozenset({KafkaError._MAX_POLL_EXCEEDED, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN})
@@ -78,6 +80,8 @@ class Source:
         self._on_state = on_state
         self._failure: Exception | None = None
         self._closing = False
+        self._asked: dict[int, int] | None = None  # what was sent, and is not known to be committed or refused
+        self._asked_s = 0.0
         callbacks = {"stats_cb": self._read_statistics, "on_commit": self._note_commit}
         self._consumer = Consumer({**properties, **callbacks}, logger=log)
 
@@ -97,6 +101,8 @@ class Source:
         """
         with guarded(f"consumer of {self._topic}"):
             message = self._consumer.poll(timeout_s)
+        if self._failure is not None and message is not None and message.error() is None:
+            self._let_come_again(message)
         self._raise_failure()
         if message is None:
             return None
@@ -111,21 +117,28 @@ class Source:
     def commit(self, positions: Mapping[int, int]) -> float | None:
         """Commit the next offset of each partition; None once the group has them, else when to call again, in seconds.
 
-        A refusal for good is raised by the next `poll`.
+        A refusal for good is raised by the next `poll`. No second commit is sent while the first has no end: the client
+        makes a refused one again by itself, and it would land behind the second and take the group back.
         """
-        wanted = self.offsets(positions)
         try:
-            self._consumer.commit(offsets=wanted, asynchronous=True)
-            known = self._consumer.committed(wanted, timeout=_COMMITTED_S)
+            if self._asked is None or time.monotonic() - self._asked_s > _ASKED_AGAIN_S:
+                self._consumer.commit(offsets=self.offsets(positions), asynchronous=True)
+                self._asked, self._asked_s = dict(positions), time.monotonic()
+            asked = self._asked
+            known = self._consumer.committed(self.offsets(asked), timeout=_COMMITTED_S)
         except KafkaException as exception:
             log.warning("commit: %s", exception.args[0])
             return _COMMIT_AGAIN_S
-        return None if all(it.offset == positions[it.partition] for it in known) else _COMMIT_AGAIN_S
+        if any(it.offset != asked[it.partition] for it in known):
+            return _COMMIT_AGAIN_S
+        self._asked = None
+        return None if positions.items() <= asked.items() else 0.0
 
     def _note_commit(self, error: KafkaError | None, partitions: Sequence[TopicPartition]) -> None:
         for refusal in (error, *(it.error for it in partitions)):
             if refusal is None:
                 continue
+            self._asked = None
             log.warning("commit refused: %s", refusal)
             if not (refusal.code() in _COMMIT_AGAIN or refusal.retriable()):
                 self._failure = self._failure or failure(f"commit to the group of {self._topic}", refusal)
@@ -165,6 +178,12 @@ class Source:
             self._consumer.close()
         except KafkaException as exception:  # a fatal error that nobody was told of yet
             log.warning("closing the consumer: %s", exception.args[0])
+
+    def _let_come_again(self, message: Message) -> None:
+        """Go back to a record that came with a callback that failed: nobody takes it."""
+        record = self._record(message)
+        if record.partition in {owned.partition for owned in self._consumer.assignment()}:
+            self.rewind({record.partition: record.offset})
 
     def _lose(self, partitions: Sequence[int]) -> None:
         raise PartitionsLost(f"lost partitions {sorted(partitions)} of {self._topic}")

@@ -25,7 +25,6 @@ import worker.sessions
 from worker.cli.main import main
 from worker.cli.options import settings_options
 from worker.errors import OutOfMemory
-from worker.health import Health, start_watchdog
 from worker.images import Fast
 from worker.records import ModelInput, Pixels
 from worker.settings import Settings, read_settings
@@ -48,7 +47,6 @@ KILLS_THREAD: Colour = (255, 0, 5)
 IS_SLOW: Colour = (255, 0, 6)
 
 SLOW_S = 0.6
-LAST_WORDS_S = 1.0  # how much longer than others this process is there to be asked what hangs
 CLIENT_PATIENCE_S = 1.0
 
 DIMENSIONS = 512
@@ -145,15 +143,6 @@ def _hang() -> None:
     Event().wait()
 
 
-def _end_slowly(exit_code: int) -> None:
-    time.sleep(LAST_WORDS_S)
-    os._exit(exit_code)
-
-
-def _watch_and_end_slowly(health: Health) -> None:
-    start_watchdog(health, end=_end_slowly)
-
-
 def _hang_in(name: str, once_there: Path) -> None:
     original: Callable[..., object] = getattr(Source, name)
 
@@ -174,8 +163,7 @@ def load_instantly(_: Settings) -> InstantEncoder:
 
 def _break() -> None:
     """Put the faults in their places."""
-    worker.sessions.Fast = FaultyFast  # type: ignore[attr-defined]
-    worker.cli.run.start_watchdog = _watch_and_end_slowly  # type: ignore[attr-defined, assignment]
+    vars(worker.sessions)["Fast"] = FaultyFast
     worker.loop._CLIENT_PATIENCE_S = CLIENT_PATIENCE_S
     if HANGS_IN in os.environ:
         _hang_in(os.environ[HANGS_IN], Path(os.environ[HANGS_WHEN]))

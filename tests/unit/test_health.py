@@ -251,3 +251,12 @@ def test_the_watchdog_ends_the_process_once_something_hangs(caplog: pytest.LogCa
     assert time.monotonic() - begun_s > 0.2
     [line] = [record.getMessage() for record in caplog.records]
     assert line.startswith("ending the process: main: the loop for ")
+
+
+def test_a_process_that_is_to_end_stays_unready_though_its_consumer_is_still_in_the_group(health: Health) -> None:
+    with _living_thread("main") as thread:
+        health.watch([], [thread])
+        health.expect_end_within(45)
+        health.note_group(joined=True, silent_s=0)
+
+        assert health.unready() is not None
