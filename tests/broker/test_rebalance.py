@@ -16,8 +16,8 @@ from tests.broker.members import (
     COOPERATIVE,
     DELIVERIES,
     EAGER,
-    Feed,
     PARTITIONS,
+    Feed,
     HeldEncoder,
     Member,
     by_partition,
@@ -157,8 +157,8 @@ def test_partitions_are_revoked_twenty_times_while_checkpoints_are_committed(kaf
         every_record_has_come_out_once_in_order(kafka, topics)
         assert (in_flight, sessions, revoked >= 20) == (0, 1, True)
 
-    side_by_side(scenario, product(DELIVERIES, [COOPERATIVE], ["cooperative-sticky"]))
-    side_by_side(scenario, product(DELIVERIES, [EAGER], ["range"]))
+    assignors = ((COOPERATIVE, "cooperative-sticky"), (EAGER, "range"))
+    side_by_side(scenario, [(delivery, *assignor) for delivery, assignor in product(DELIVERIES, assignors)])
 
 
 # A model that takes longer than a revocation may.
