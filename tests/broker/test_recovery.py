@@ -57,7 +57,7 @@ def test_a_zombie_that_wakes_up_writes_and_commits_nothing_over_the_new_owner_an
         topics = make_topics(kafka)
         feed = Feed(kafka, topics)
         # Its outcomes are written at once and stay without a commit.
-        flags = (*PROCESS, "--delivery", delivery, "--checkpoint-interval-s", "10", "--max-batch", "4")
+        flags = (*PROCESS, "--delivery", delivery, "--checkpoint-interval-s", "4", "--max-batch", "4")
 
         with running_worker(kafka, topics, *flags, env={DELAY: "0.3"}) as zombie:
             feed.give(4)
