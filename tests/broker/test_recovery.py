@@ -49,6 +49,13 @@ SESSION_TIMEOUT_MS = 6_000
 PROCESS = ("--kafka", f"session.timeout.ms={SESSION_TIMEOUT_MS}", "--kafka", "heartbeat.interval.ms=500")
 
 
+# By default a client asks for its topics every five minutes, and believes for 30 s that one that is missing will come.
+QUICK_TO_NOTICE = (
+    *("--kafka", "topic.metadata.refresh.interval.ms=1000"),
+    *("--kafka", "topic.metadata.propagation.max.ms=1000"),
+)
+
+
 # A process that is suspended for longer than its session.
 
 
@@ -208,7 +215,7 @@ def test_a_topic_that_is_deleted_ends_the_process_and_nothing_is_committed_that_
         topics = make_topics(kafka)
         feed = Feed(kafka, topics)
 
-        with running_worker(kafka, topics, "--delivery", delivery) as worker:
+        with running_worker(kafka, topics, "--delivery", delivery, *QUICK_TO_NOTICE) as worker:
             feed.give(40)
             worker.wait_until(lambda: everything_is_committed(kafka, topics), WORK_TIMEOUT_S, "everything is committed")
             before = commits(kafka, topics)
