@@ -445,7 +445,14 @@ def committed(bootstrap_servers: str, group: str, topic: str) -> dict[int, int]:
             raise
         return True
 
-    with Consumer({"bootstrap.servers": bootstrap_servers, "group.id": group, "log_level": 0}) as consumer:
+    properties = {
+        "bootstrap.servers": bootstrap_servers,
+        "group.id": group,  # never joined
+        "enable.auto.commit": False,
+        "isolation.level": "read_uncommitted",  # or it would wait for the end of a transaction
+        "log_level": 0,
+    }
+    with Consumer(properties) as consumer:
         places = [TopicPartition(topic, partition) for partition in _partitions(consumer, topic)]
         wait_until(lambda: is_answered(consumer, places), REQUEST_TIMEOUT_S, "a coordinator answers")
     return {each.partition: each.offset for each in known if each.offset >= 0}

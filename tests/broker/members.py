@@ -100,6 +100,10 @@ class Member:
     def wait_until_it_owns(self, partitions: int) -> None:
         self.wait_until(lambda: self.owned == partitions, f"{self.name} owns {partitions} partitions")
 
+    def ask_to_stop(self) -> None:
+        """Say what a signal says."""
+        self._stop.set()
+
     def stop(self) -> None:
         """Stop it as a signal would, and wait for its end.
 

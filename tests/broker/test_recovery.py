@@ -2,10 +2,15 @@
 
 import signal
 from collections.abc import Callable
+from contextlib import closing
 from itertools import product
 from operator import attrgetter
+from threading import Event
 
-from tests.broker.instant_worker import DELAY
+from confluent_kafka import Consumer, Producer
+from PIL import Image
+
+from tests.broker.instant_worker import DELAY, InstantEncoder
 from tests.broker.kafka import (
     Kafka,
     Sent,
@@ -44,6 +49,13 @@ SESSION_TIMEOUT_MS = 6_000
 PROCESS = ("--kafka", f"session.timeout.ms={SESSION_TIMEOUT_MS}", "--kafka", "heartbeat.interval.ms=500")
 
 
+# By default a client asks for its topics every five minutes, and believes for 30 s that one that is missing will come.
+QUICK_TO_NOTICE = (
+    *("--kafka", "topic.metadata.refresh.interval.ms=1000"),
+    *("--kafka", "topic.metadata.propagation.max.ms=1000"),
+)
+
+
 # A process that is suspended for longer than its session.
 
 
@@ -52,7 +64,7 @@ def test_a_zombie_that_wakes_up_writes_and_commits_nothing_over_the_new_owner_an
         topics = make_topics(kafka)
         feed = Feed(kafka, topics)
         # Its outcomes are written at once and stay without a commit.
-        flags = (*PROCESS, "--delivery", delivery, "--checkpoint-interval-s", "60", "--max-batch", "4")
+        flags = (*PROCESS, "--delivery", delivery, "--checkpoint-interval-s", "4", "--max-batch", "4")
 
         with running_worker(kafka, topics, *flags, env={DELAY: "0.3"}) as zombie:
             feed.give(4)
@@ -149,6 +161,52 @@ def test_records_deleted_past_the_committed_offset_are_passed_over(kafka: Kafka)
     side_by_side(scenario, [(delivery,) for delivery in DELIVERIES])
 
 
+# Clients that fail for good.
+
+
+def test_a_producer_that_is_fenced_is_followed_by_a_new_session(kafka: Kafka) -> None:
+    topics = make_topics(kafka)
+    feed = Feed(kafka, topics)
+
+    with member(kafka, topics, "fenced", delivery="exactly-once", checkpoint_interval_s=0.2) as fenced:
+        feed.give(40)
+        fenced.wait_until(lambda: everything_is_committed(kafka, topics), "everything is committed")
+        successor = Producer(
+            {"bootstrap.servers": kafka.bootstrap_servers, "transactional.id": f"{topics.output}-fenced"}
+        )
+        successor.init_transactions(WORK_TIMEOUT_S)
+        feed.give(40)
+        fenced.wait_until(lambda: everything_is_committed(kafka, topics), "everything is committed")
+        sessions = fenced.count("clip_worker_sessions_total")
+        fenced.stop()
+
+    assert sessions == 2
+    assert by_partition(places(kafka, topics)) == every_offset_once(kafka, topics)
+
+
+def test_a_static_member_whose_name_another_takes_ends_its_session_and_not_its_process(kafka: Kafka) -> None:
+    topics = make_topics(kafka)
+    feed = Feed(kafka, topics)
+    properties = COOPERATIVE | {"group.instance.id": "same"}
+
+    with member(kafka, topics, "replaced", properties=properties) as replaced:
+        feed.give(40)
+        replaced.wait_until(lambda: everything_is_committed(kafka, topics), "everything is committed")
+        other = Consumer(
+            {**properties, "bootstrap.servers": kafka.bootstrap_servers, "group.id": group_of(topics)}
+            | {"partition.assignment.strategy": "cooperative-sticky", "enable.auto.commit": False}
+        )
+        with closing(other):
+            other.subscribe([topics.input])
+            wait_until(lambda: bool(other.poll(0.05)) or bool(other.assignment()), WORK_TIMEOUT_S, "it has taken over")
+        replaced.wait_until(lambda: replaced.count("clip_worker_sessions_total") > 1, "a second session")
+        feed.give(40)
+        replaced.wait_until(lambda: everything_is_committed(kafka, topics), "everything is committed")
+        replaced.stop()
+
+    assert by_partition(places(kafka, topics)) == every_offset_once(kafka, topics)
+
+
 # Topics that are deleted while the worker runs.
 
 
@@ -157,7 +215,7 @@ def test_a_topic_that_is_deleted_ends_the_process_and_nothing_is_committed_that_
         topics = make_topics(kafka)
         feed = Feed(kafka, topics)
 
-        with running_worker(kafka, topics, "--delivery", delivery) as worker:
+        with running_worker(kafka, topics, "--delivery", delivery, *QUICK_TO_NOTICE) as worker:
             feed.give(40)
             worker.wait_until(lambda: everything_is_committed(kafka, topics), WORK_TIMEOUT_S, "everything is committed")
             before = commits(kafka, topics)
@@ -176,6 +234,59 @@ def test_a_topic_that_is_deleted_ends_the_process_and_nothing_is_committed_that_
             assert commits(kafka, topics).get(0, 0) <= 20
 
     side_by_side(scenario, product(DELIVERIES, [attrgetter(name) for name in ("output", "dead_letters", "input")]))
+
+
+# A producer without room, and code that times out.
+
+
+def test_a_producer_with_a_queue_of_ten_records_loses_none_and_keeps_their_order(kafka: Kafka) -> None:
+    def scenario(delivery: str) -> None:
+        topics = make_topics(kafka)
+        feed = Feed(kafka, topics)
+        feed.give(400)
+        properties = COOPERATIVE | {"queue.buffering.max.messages": "10"}
+
+        with member(kafka, topics, "narrow", properties=properties, delivery=delivery) as narrow:
+            narrow.wait_until(lambda: everything_is_committed(kafka, topics), "everything is committed")
+            narrow.stop()
+
+        assert by_partition(places(kafka, topics)) == every_offset_once(kafka, topics)
+
+    side_by_side(scenario, [(delivery,) for delivery in DELIVERIES])
+
+
+class LateDecoder(InstantEncoder):
+    """A model whose own transform, which `reference` takes, times out when it is let to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun = Event()
+        self.gate = Event()
+        self.geometry = self._time_out
+
+    def _time_out(self, _: Image.Image) -> Image.Image:
+        self.begun.set()
+        assert self.gate.wait(WORK_TIMEOUT_S), "the gate stayed shut"
+        raise TimeoutError("the decoder's own")
+
+
+def test_a_timeout_error_of_decoding_while_draining_is_no_end_of_the_drain(kafka: Kafka) -> None:
+    def scenario(delivery: str) -> None:
+        topics = make_topics(kafka)
+        feed, late = Feed(kafka, topics), LateDecoder()
+        feed.give(4)
+
+        with member(kafka, topics, "draining", encoder=late, delivery=delivery, preprocessing="reference") as draining:
+            draining.wait_until(lambda: late.begun.is_set() and draining.in_flight == 4, "all is taken in")
+            draining.ask_to_stop()
+            late.gate.set()
+            draining.stop()
+
+        letters = read_all(kafka.bootstrap_servers, topics.dead_letters)
+        assert by_partition(place_of(letter, "dlq.") for letter in letters) == every_offset_once(kafka, topics)
+        assert everything_is_committed(kafka, topics)
+
+    side_by_side(scenario, [(delivery,) for delivery in DELIVERIES])
 
 
 # Too many rejections.

@@ -83,7 +83,7 @@ def test_a_missing_right_ends_the_process_and_is_named_and_no_offset_passes_what
         with member(guarded_kafka, topics, "alone", delivery=delivery) as alone:
             error = alone.wait_for_end()
 
-        assert isinstance(error, KafkaSetupError)
+        assert isinstance(error, KafkaSetupError), repr(error)
         assert name in str(error)
         assert "no right on" in str(error)
         assert commits(guarded_kafka, topics).get(1, 0) <= 10
@@ -96,8 +96,10 @@ def test_a_missing_right_ends_the_process_and_is_named_and_no_offset_passes_what
 def test_check_names_every_right_that_is_missing(guarded_kafka: Kafka, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("WORKER_")]:
         monkeypatch.delenv(name)
+    monkeypatch.setenv("COLUMNS", "300")
     topics = make_topics(guarded_kafka)
-    denied = [deny_by_name(guarded_kafka, topics, each) for each in (*OF_TOPICS_AND_GROUP, OF_TRANSACTIONS)]
+    denied = [deny_by_name(guarded_kafka, topics, each) for each in OF_TOPICS_AND_GROUP]
+    transactional_id = deny_by_name(guarded_kafka, topics, OF_TRANSACTIONS)
     flags = {
         "--bootstrap-servers": guarded_kafka.bootstrap_servers,
         "--group-id": group_of(topics),
@@ -105,7 +107,7 @@ def test_check_names_every_right_that_is_missing(guarded_kafka: Kafka, monkeypat
         "--output-topic": topics.output,
         "--dead-letter-topic": topics.dead_letters,
         "--delivery": "exactly-once",
-        "--transactional-id": f"{topics.output}-alone",
+        "--transactional-id": transactional_id,
         "--weights": "random",
         "--model": "ViT-S-32-alt",
     }
@@ -116,6 +118,7 @@ def test_check_names_every_right_that_is_missing(guarded_kafka: Kafka, monkeypat
     [verdict] = [line for line in result.output.splitlines() if "run would not work" in line]
     for name in denied:
         assert name in verdict
+    assert f"right on transactional id {transactional_id}" in result.output  # no request asks for that one
 
 
 # Limits of topics.
