@@ -2,6 +2,9 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,11 +19,12 @@ from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
 from PIL import Image
 from skimage import data
 
-from schemas import pack_document
+from schemas import Document, Origin, pack_document, pack_embedding
 from tests.broker.kafka import Kafka, Sent, Topics, create_topic, produce, read_all, wait_until
 from tests.broker.processes import running_worker
 from worker.cli.main import group
 
+ROOT = Path(__file__).parents[2]
 PHOTOGRAPH = "astronaut"
 EIGHT_MB = 8_000_000
 WORK_TIMEOUT_S = 60
@@ -163,6 +167,12 @@ def test_a_photograph_of_8_mb_and_a_folder_go_all_the_way(user: User, tmp_path: 
     assert letter.key() == (folder / "broken.jpg").as_posix().encode()
 
 
+def _embedding_record(tags: bytes) -> bytes:
+    """Return what the worker writes for a document with these msgpack bytes as its tags."""
+    document = Document("a", memoryview(b"an image file"), tags=memoryview(tags))
+    return pack_embedding(document, np.ones((1, 512), np.float32), Origin("m", "fast", normalized=False))
+
+
 @pytest.fixture
 def embedded(user: User) -> User:
     """Return a user on whose output topic there are: a, b twice, c deleted, and d with two chunks."""
@@ -224,6 +234,66 @@ def test_consume_without_a_file_prints_a_line_for_each(embedded: User) -> None:
         "d › d1",
         "d › 1",
     ]
+
+
+def test_consume_reads_whatever_tags_a_document_had(user: User, tmp_path: Path) -> None:
+    user.says("topics", "--partitions", "1")
+    tags = [b"\x81\xc4\x01a\x01", b"\x81\x91\x01\x02", b"\xa1\xff", b"\xd4\xff\x00", b"\xcb\x7f\xf8" + bytes(6)]
+    records = [Sent(b"%d" % number, _embedding_record(packed)) for number, packed in enumerate(tags)]
+    produce(user.kafka.bootstrap_servers, user.topics.output, records)
+    target = tmp_path / "EMBEDDINGS.JSONL"
+
+    user.says("consume", "-o", target)
+
+    rows = [json.loads(line) for line in target.read_text().splitlines()]
+    assert [json.loads(row["tags"]) for row in rows] == [{"a": 1}, {"[1]": 2}, "\ufffd", "\ufffd\ufffd\x00", None]
+
+
+def test_consume_names_a_record_that_is_no_embedding_and_leaves_the_file_as_it_was(user: User, tmp_path: Path) -> None:
+    user.says("topics", "--partitions", "1")
+    produce(
+        user.kafka.bootstrap_servers, user.topics.output, [Sent(b"a", _embedding_record(b"\xc0")), Sent(b"b", b"7")]
+    )
+    target = tmp_path / "embeddings.jsonl"
+    target.write_text("of yesterday")
+
+    result = user.runs("consume", "-o", target)
+
+    assert result.exit_code == 1
+    assert f"{user.topics.output}[0]@1 is no embedding record: not-a-map: the record is a int" in result.output
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("embeddings.jsonl", "of yesterday")]
+
+
+@pytest.mark.parametrize("name", ["embeddings.jsonl", "embeddings.npz", "embeddings.parquet"])
+def test_consume_says_that_there_is_no_such_folder(name: str, user: User) -> None:
+    user.says("topics", "--partitions", "1")
+
+    result = user.runs("consume", "-o", f"/nowhere/{name}")
+
+    assert result.exit_code == 1
+    assert f"Error: /nowhere/{name} can't be written: No such file or directory" in result.output
+
+
+def test_consume_that_is_interrupted_leaves_no_file_and_says_so_by_its_exit_code(user: User, tmp_path: Path) -> None:
+    user.says("topics", "--partitions", "1")
+    produce(
+        user.kafka.bootstrap_servers,
+        user.topics.output,
+        [Sent(b"%d" % number, _embedding_record(b"\xc0")) for number in range(20_000)],
+    )
+    words = ("consume", "-o", "embeddings.jsonl", "--bootstrap-servers", user.kafka.bootstrap_servers)
+    process = subprocess.Popen(
+        (sys.executable, "-m", "worker", *words, "--output-topic", user.topics.output, "--all"),
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    part = tmp_path / "embeddings.jsonl.part"
+    wait_until(lambda: part.exists() and part.stat().st_size > 0, WORK_TIMEOUT_S, "the first rows")
+
+    process.send_signal(signal.SIGINT)
+
+    assert process.wait(WORK_TIMEOUT_S) == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_consume_refuses_a_file_that_it_can_not_write(user: User) -> None:
