@@ -23,6 +23,7 @@ from schemas import Document, Origin, pack_document, pack_embedding
 from tests.broker.kafka import Kafka, Sent, Topics, create_topic, produce, read_all, wait_until
 from tests.broker.processes import running_worker
 from worker.cli.main import group
+from worker.errors import KafkaSetupError
 
 ROOT = Path(__file__).parents[2]
 PHOTOGRAPH = "astronaut"
@@ -94,9 +95,9 @@ def test_topics_repeated_changes_nothing(user: User) -> None:
     user.says("topics")
     before = _config(user.kafka, user.topics.input)
 
-    said = user.says("topics")
+    said = user.says("topics", "--partitions", "8")
 
-    assert said.count("is there") == 3
+    assert said.count("is there, 4 partitions kept, max.message.bytes=") == 3
     assert _config(user.kafka, user.topics.input) == before
 
 
@@ -105,17 +106,20 @@ def test_topics_raises_a_limit_that_is_too_small_and_leaves_the_rest(user: User)
 
     said = user.says("topics")
 
-    assert f"{user.topics.input}: is there, max.message.bytes raised from 1048588 to 17825792" in said
+    assert (
+        f"{user.topics.input}: is there, 7 partitions kept, max.message.bytes raised from 1048588 to 17825792" in said
+    )
     assert _config(user.kafka, user.topics.input)["retention.ms"] == "12345678"
 
 
 def test_check_finds_everything_fine_where_it_is(user: User) -> None:
     user.says("topics")
 
-    said = user.says("check", "--weights", "random", "--model", "ViT-S-32-alt")
+    said = user.says("check", "--weights", "random", "--model", "ViT-S-32-alt", "--kafka", "sasl.password=secret")
 
     assert "run has all it needs" in said
     assert "wrong" not in said
+    assert "secret" not in said
 
 
 def test_check_says_what_is_wrong_and_how_to_mend_it(user: User) -> None:
@@ -138,6 +142,25 @@ def test_check_names_topics_that_are_missing(user: User) -> None:
 
     assert result.exit_code == 1
     assert "`clip-worker topics` makes what is missing" in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize("odd", ["foo=bar", "session.timeout.ms=abc"])
+def test_check_names_a_property_that_run_would_refuse(odd: str, user: User) -> None:
+    user.says("topics")
+
+    result = user.runs("check", "--weights", "random", "--model", "ViT-S-32-alt", "--kafka", odd)
+
+    assert result.exit_code == 1
+    assert "Error: run would not work: properties" in result.output
+    assert "kafka property refused" in result.output
+
+
+def test_check_asks_a_broker_that_does_not_answer_only_once(user: User) -> None:
+    result = user.runs("check", "--bootstrap-servers", "127.0.0.1:1", "--weights", "random", "--model", "ViT-S-32-alt")
+
+    assert result.exit_code == 1
+    assert "no broker answers at 127.0.0.1:1" in " ".join(result.output.split())
+    assert not any(what in result.output for what in ("limits", "right"))
 
 
 def test_a_photograph_of_8_mb_and_a_folder_go_all_the_way(user: User, tmp_path: Path) -> None:
@@ -312,6 +335,36 @@ def test_publish_says_which_file_the_topic_has_no_room_for(user: User, tmp_path:
 
     assert result.exit_code == 1
     assert f"{large.as_posix()}: Broker: Message size too large" in result.output
+
+
+def test_publish_to_a_topic_that_is_not_there_makes_none(user: User) -> None:
+    result = user.runs("publish", ROOT / "worker" / "cli" / "photographs")
+
+    assert isinstance(result.exception, KafkaSetupError)
+    assert str(result.exception) == f"no such topic at {user.kafka.bootstrap_servers}: {user.topics.input}"
+    admin = AdminClient({"bootstrap.servers": user.kafka.bootstrap_servers})
+    assert user.topics.input not in admin.list_topics(timeout=10).topics
+
+
+def test_publish_gives_up_a_record_that_is_not_acknowledged_in_time(user: User, tmp_path: Path) -> None:
+    user.says("topics")
+    _photograph().save(tmp_path / "one.png")
+
+    result = user.runs("publish", tmp_path, "--kafka", "delivery.timeout.ms=1", "--kafka", "linger.ms=0")
+
+    assert result.exit_code == 1
+    assert "0 documents published" in result.output
+    assert "one.png: Local: Message timed out" in result.output
+
+
+def test_publish_takes_a_file_whose_name_is_not_utf_8(user: User, tmp_path: Path) -> None:
+    user.says("topics", "--partitions", "1")
+    _photograph().save(tmp_path / "caf\udce9.png")
+
+    user.says("publish", tmp_path)
+
+    [sent] = read_all(user.kafka.bootstrap_servers, user.topics.input)
+    assert sent.key() == f"{tmp_path.as_posix()}/caf\ufffd.png".encode()
 
 
 def test_publish_names_a_folder_without_images(user: User, tmp_path: Path) -> None:
