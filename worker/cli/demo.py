@@ -67,7 +67,7 @@ def command(output: Path, folder: Path | None = None) -> None:
         raise click.ClickException(f"{output} can't be written: there is no folder {output.parent}")
     try:
         pictures = bundled_pictures() if folder is None else folder_pictures(folder.expanduser())
-    except (OSError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:  # a RuntimeError where ~somebody has no home
         raise click.ClickException(str(error)) from error
     with (
         TemporaryDirectory(prefix="clip-demo-") as scratch,
@@ -174,6 +174,7 @@ class _Run:
         producer.produce(INPUT, key=name.encode(), value=value)
         producer.poll(0)
         self._ahead[name] = len(value)
+        self._heard_s = time.monotonic()  # making large pictures smaller is no silence of the worker
 
     def _read_outcomes(self) -> Consumer:
         consumer = Consumer({"bootstrap.servers": self.servers, "group.id": "clip-demo-reader", "log_level": 0})
