@@ -22,8 +22,9 @@ setup: .venv/.ready
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	touch $@
 
+demo: override export FOLDER := $(value FOLDER)
 demo: setup
-	$(BIN)/clip-worker demo $(if $(FOLDER),"$(patsubst ~/%,$(HOME)/%,$(FOLDER))")
+	$(BIN)/clip-worker demo $${FOLDER:+"$$FOLDER"}
 
 test: lint types
 	$(BIN)/pytest

@@ -1,6 +1,6 @@
 """The embedding record: a document's id with its embedding, shaped like the document that it came from."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import msgpack
@@ -29,7 +29,11 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingRecord:
-    """An embedding record as a consumer reads it. `embedding` is float32 [D]; `origin` is on the root only."""
+    """An embedding record as a consumer reads it. `embedding` is float32 [D]; `origin` is on the root only.
+
+    `tags` are unpacked: text that is not UTF-8 has � in it, a key that is an array or a map is its text; what
+    can't be unpacked at all, such as a timestamp of a wrong length, is its msgpack bytes.
+    """
 
     id: str | None
     embedding: Embedding | None
@@ -115,8 +119,19 @@ def _packb(value: object) -> bytes:
 
 
 def _unpackb(data: memoryview) -> object:
-    unpacked: object = msgpack.unpackb(data, strict_map_key=False)
+    """Unpack what a stranger may have packed; what Python has no value for stays as it is packed."""
+    try:
+        unpacked: object = msgpack.unpackb(
+            data, strict_map_key=False, unicode_errors="replace", object_pairs_hook=_as_dict
+        )
+    except (ValueError, RecursionError):  # a timestamp of a wrong length or date, a key as deep as Python's stack
+        return bytes(data)
     return unpacked
+
+
+def _as_dict(pairs: Iterable[tuple[object, object]]) -> dict[object, object]:
+    """Make a dict; an array or a map as a key, which Python can't hash, is there by its text."""
+    return {repr(key) if isinstance(key, list | dict) else key: value for key, value in pairs}
 
 
 def _array_header(size: int) -> bytes:

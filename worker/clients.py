@@ -90,6 +90,11 @@ _DENIED = {
 }
 
 
+def is_denied(error: KafkaError) -> bool:
+    """Return whether the error is the lack of a right."""
+    return error.code() in _DENIED
+
+
 def failure(what: str, error: KafkaError) -> ClientFailed | KafkaSetupError:
     """Return what to raise for an error of a client: the lack of a right ends the process, all else the session."""
     denied = _DENIED.get(error.code())

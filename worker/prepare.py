@@ -66,7 +66,9 @@ class Preparer:
             raise Rejection(Reason.BAD_TRAVERSAL, "the header traversal is null")
         try:
             return parse_traversal(named[-1].decode())
-        except ValueError as error:  # UnicodeDecodeError is one
+        except UnicodeDecodeError as error:
+            raise Rejection(Reason.BAD_TRAVERSAL, "the header traversal is not UTF-8") from error
+        except ValueError as error:
             raise Rejection(Reason.BAD_TRAVERSAL, str(error)) from error
 
     def _image(self, image: memoryview | Array) -> Pixels | Preprocessed:

@@ -16,7 +16,7 @@ from typing import Protocol
 from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from schemas.dead_letter import Headers
-from worker.clients import Properties, failure, guarded
+from worker.clients import Properties, failure, guarded, log_error
 from worker.errors import PartitionsLost
 from worker.records import Record
 
@@ -43,6 +43,8 @@ _COMMIT_AGAIN_S = 0.1
 _COMMITTED_S = 1.0
 _ASKED_AGAIN_S = 3.0  # longer than the client makes a refused commit again; its end may be told only by a later poll
 
+# The topic is gone, or isn't shown at the moment: a new session looks for it.
+_NO_TOPIC = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION})
 # What the consumer reports and mends by itself, or follows up with the lost callback.
 _PASSING = frozenset({KafkaError._MAX_POLL_EXCEEDED, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN})
 
@@ -82,7 +84,12 @@ class Source:
         self._closing = False
         self._asked: dict[int, int] | None = None  # what was sent, and is not known to be committed or refused
         self._asked_s = 0.0
-        callbacks = {"stats_cb": self._read_statistics, "on_commit": self._note_commit}
+        self._name = f"consumer of {topic} in group {properties['group.id']}"
+        callbacks = {
+            "stats_cb": self._read_statistics,
+            "on_commit": self._note_commit,
+            "error_cb": self._note_error,
+        }
         self._consumer = Consumer({**properties, **callbacks}, logger=log)
 
     def subscribe(self, listener: RebalanceListener) -> None:
@@ -99,7 +106,7 @@ class Source:
 
         Raises: `PartitionsLost`, `ClientFailed`, and what a rebalance listener raised.
         """
-        with guarded(f"consumer of {self._topic}"):
+        with guarded(self._name):
             message = self._consumer.poll(timeout_s)
         if self._failure is not None and message is not None and message.error() is None:
             self._let_come_again(message)
@@ -110,7 +117,7 @@ class Source:
         if error is None:
             return self._record(message)
         if error.fatal() or error.code() not in _PASSING:
-            raise failure(f"consumer of {self._topic}", error)
+            raise failure(self._name, error)
         log.warning("consumer: %s", error)
         return None
 
@@ -141,7 +148,7 @@ class Source:
             self._asked = None
             log.warning("commit refused: %s", refusal)
             if not (refusal.code() in _COMMIT_AGAIN or refusal.retriable()):
-                self._failure = self._failure or failure(f"commit to the group of {self._topic}", refusal)
+                self._failure = self._failure or failure(f"commit of the {self._name}", refusal)
 
     def rewind(self, positions: Mapping[int, int]) -> None:
         """Let the next records of these partitions be those at these offsets.
@@ -154,7 +161,7 @@ class Source:
 
     def group_metadata(self) -> object:
         """Return what a transaction needs to commit this member's offsets."""
-        with guarded(f"consumer of {self._topic}"):
+        with guarded(self._name):
             return self._consumer.consumer_group_metadata()
 
     def offsets(self, positions: Mapping[int, int]) -> list[TopicPartition]:
@@ -178,6 +185,12 @@ class Source:
             self._consumer.close()
         except KafkaException as exception:  # a fatal error that nobody was told of yet
             log.warning("closing the consumer: %s", exception.args[0])
+
+    def _note_error(self, error: KafkaError) -> None:
+        """Note what the client says of its connections, which it mends by itself, and of its topic, which it can't."""
+        log_error(error)
+        if error.code() in _NO_TOPIC:
+            self._failure = self._failure or failure(self._name, error)
 
     def _let_come_again(self, message: Message) -> None:
         """Go back to a record that came with a callback that failed: nobody takes it."""

@@ -13,7 +13,7 @@ from typing import NoReturn, Protocol
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
-from worker.clients import Properties, failure
+from worker.clients import Properties, failure, is_denied
 from worker.dispatch import Dispatch, is_refusal_of_batch, refusal, said, unwritable
 from worker.errors import ClientFailed, KafkaSetupError, Rewind
 from worker.outbound import Attempt, Outbox, written
@@ -66,6 +66,7 @@ class ExactlyOnce:
         self._dispatch = Dispatch(properties, limits, self._note)
         self._producer = self._dispatch.producer
         self._outbox = outbox
+        self._name = f"transaction of {properties['transactional.id']} over {', '.join(limits)}"
         self._source = source
         self._on_written = on_written
         self._begun = False
@@ -226,10 +227,12 @@ class ExactlyOnce:
 
         Raises: `Rewind` after aborting, `ClientFailed`, `KafkaSetupError`.
         """
+        if is_denied(error):  # first, for its abort may fail, and says less
+            raise failure(self._name, error)
         if error.txn_requires_abort():
             self._abort(error.str())
         if not error.retriable():
-            raise failure("transaction", error)
+            raise failure(self._name, error)
         if error.code() != KafkaError._TIMED_OUT:
             log.warning("transaction: %s; trying again", error)
 
@@ -238,6 +241,8 @@ class ExactlyOnce:
         if self._offsets is not None:
             raise ClientFailed(f"a transaction had to be aborted while its offsets were on their way: {why}")
         self._dispatch.purge()
+        if self._failure is not None:  # one of the reports says what is behind it
+            raise self._failure
         try:
             self._producer.abort_transaction(_ABORT_S)
         except KafkaException as exception:

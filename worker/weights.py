@@ -7,13 +7,14 @@ import hashlib
 import logging
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from zipfile import ZipFile, is_zipfile
 
 import open_clip
 import torch
 from huggingface_hub.constants import HF_HUB_CACHE
+from open_clip.model import _build_vision_tower
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch import nn
 from torchvision.transforms import Compose, Normalize, ToTensor
@@ -38,6 +39,8 @@ OPENAI_MODELS = {
     "ViT-L/14@336px": "ViT-L-14-336",
 }
 
+# https://github.com/mlfoundations/open_clip/blob/main/src/open_clip/constants.py: what it saves in a folder.
+_OWN_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 _FILE_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 _FINGERPRINT_DIGITS = 12
 _LISTED_NAMES = 6
@@ -58,7 +61,7 @@ class Model:
 
 
 def load_model(model: str, weights: str) -> Model:
-    """Load the image tower of `model` with `weights`: a pretrained tag, a local file or `random`.
+    """Load the image tower of `model` with `weights`: a pretrained tag, a local file or folder, or `random`.
 
     Raises: `WeightsError` that says what was tried and how to give a local file.
     """
@@ -74,12 +77,13 @@ def load_model(model: str, weights: str) -> Model:
     elif weights in open_clip.list_pretrained_tags_by_model(architecture):
         tower = _load_tag(architecture, weights)
     else:
-        path = Path(weights).expanduser()
-        if not path.is_file():
+        path = _find_file(Path(weights).expanduser())
+        if path is None:
             raise WeightsError(_say_what_there_is(architecture, weights))
         tower = _build(architecture, quick_gelu=model in OPENAI_MODELS)
         _fill(tower, _read_tensors(path), path)
         weights = path.name
+    tower.output_tokens = False  # type: ignore[assignment]  # CoCa's would return its tokens beside the embedding
     tower = tower.eval().requires_grad_(requires_grad=False)
     return _describe(tower, f"{model}:{weights}:{fingerprint(tower)}")
 
@@ -99,10 +103,20 @@ def fingerprint(tower: nn.Module) -> str:
 
 
 def _build(architecture: str, *, quick_gelu: bool) -> nn.Module:
-    with _open_clip_unheard():
-        clip = open_clip.create_model(architecture, force_quick_gelu=quick_gelu)
-    visual: nn.Module = clip.visual
-    return visual
+    """Make the image tower alone, with random weights.
+
+    `open_clip.create_model` would make the text tower too, for which some need another package and a download.
+    """
+    config = open_clip.get_model_config(architecture)
+    vision = config["vision_cfg"] | {"timm_model_pretrained": False}
+    try:
+        tower: nn.Module = _build_vision_tower(
+            config["embed_dim"], vision, quick_gelu or config.get("quick_gelu", False)
+        )
+    except Exception as error:
+        raise WeightsError(f"open_clip can't make {architecture}: {type(error).__name__}: {error}") from error
+    tower.preprocess_cfg = asdict(PreprocessCfg(size=tower.image_size))  # type: ignore[assignment]
+    return tower
 
 
 def _load_tag(architecture: str, tag: str) -> nn.Module:
@@ -133,6 +147,25 @@ def _open_clip_unheard() -> Iterator[None]:
         yield
     finally:
         root.removeFilter(by_others)
+
+
+def _find_file(path: Path) -> Path | None:
+    """Return the file, or the one in the folder: the one that open_clip would save there, else the only one.
+
+    Raises: `WeightsError` where the folder has none, or several.
+    """
+    if not path.is_dir():
+        return path if path.is_file() else None
+    for name in _OWN_NAMES:
+        if (path / name).is_file():
+            return path / name
+    found = sorted(file for file in path.iterdir() if file.suffix in _FILE_SUFFIXES)
+    if not found:
+        raise WeightsError(f"the folder {path} has no file of weights: none ends in {', '.join(_FILE_SUFFIXES)}")
+    if len(found) > 1:
+        names = _some([file.name for file in found])
+        raise WeightsError(f"the folder {path} has several files of weights, {names}: name one of them")
+    return found[0]
 
 
 def _say_what_there_is(architecture: str, weights: str) -> str:

@@ -2,6 +2,9 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,11 +19,13 @@ from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
 from PIL import Image
 from skimage import data
 
-from schemas import pack_document
+from schemas import Document, Origin, pack_document, pack_embedding
 from tests.broker.kafka import Kafka, Sent, Topics, create_topic, produce, read_all, wait_until
 from tests.broker.processes import running_worker
 from worker.cli.main import group
+from worker.errors import KafkaSetupError
 
+ROOT = Path(__file__).parents[2]
 PHOTOGRAPH = "astronaut"
 EIGHT_MB = 8_000_000
 WORK_TIMEOUT_S = 60
@@ -90,9 +95,9 @@ def test_topics_repeated_changes_nothing(user: User) -> None:
     user.says("topics")
     before = _config(user.kafka, user.topics.input)
 
-    said = user.says("topics")
+    said = user.says("topics", "--partitions", "8")
 
-    assert said.count("is there") == 3
+    assert said.count("is there, 4 partitions kept, max.message.bytes=") == 3
     assert _config(user.kafka, user.topics.input) == before
 
 
@@ -101,17 +106,20 @@ def test_topics_raises_a_limit_that_is_too_small_and_leaves_the_rest(user: User)
 
     said = user.says("topics")
 
-    assert f"{user.topics.input}: is there, max.message.bytes raised from 1048588 to 17825792" in said
+    assert (
+        f"{user.topics.input}: is there, 7 partitions kept, max.message.bytes raised from 1048588 to 17825792" in said
+    )
     assert _config(user.kafka, user.topics.input)["retention.ms"] == "12345678"
 
 
 def test_check_finds_everything_fine_where_it_is(user: User) -> None:
     user.says("topics")
 
-    said = user.says("check", "--weights", "random", "--model", "ViT-S-32-alt")
+    said = user.says("check", "--weights", "random", "--model", "ViT-S-32-alt", "--kafka", "sasl.password=secret")
 
     assert "run has all it needs" in said
     assert "wrong" not in said
+    assert "secret" not in said
 
 
 def test_check_says_what_is_wrong_and_how_to_mend_it(user: User) -> None:
@@ -134,6 +142,25 @@ def test_check_names_topics_that_are_missing(user: User) -> None:
 
     assert result.exit_code == 1
     assert "`clip-worker topics` makes what is missing" in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize("odd", ["foo=bar", "session.timeout.ms=abc"])
+def test_check_names_a_property_that_run_would_refuse(odd: str, user: User) -> None:
+    user.says("topics")
+
+    result = user.runs("check", "--weights", "random", "--model", "ViT-S-32-alt", "--kafka", odd)
+
+    assert result.exit_code == 1
+    assert "Error: run would not work: properties" in result.output
+    assert "kafka property refused" in result.output
+
+
+def test_check_asks_a_broker_that_does_not_answer_only_once(user: User) -> None:
+    result = user.runs("check", "--bootstrap-servers", "127.0.0.1:1", "--weights", "random", "--model", "ViT-S-32-alt")
+
+    assert result.exit_code == 1
+    assert "no broker answers at 127.0.0.1:1" in " ".join(result.output.split())
+    assert not any(what in result.output for what in ("limits", "right"))
 
 
 def test_a_photograph_of_8_mb_and_a_folder_go_all_the_way(user: User, tmp_path: Path) -> None:
@@ -161,6 +188,12 @@ def test_a_photograph_of_8_mb_and_a_folder_go_all_the_way(user: User, tmp_path: 
     assert {len(embedding) for embedding in table["embedding"]} == {512}
     [letter] = read_all(user.kafka.bootstrap_servers, user.topics.dead_letters)
     assert letter.key() == (folder / "broken.jpg").as_posix().encode()
+
+
+def _embedding_record(tags: bytes) -> bytes:
+    """Return what the worker writes for a document with these msgpack bytes as its tags."""
+    document = Document("a", memoryview(b"an image file"), tags=memoryview(tags))
+    return pack_embedding(document, np.ones((1, 512), np.float32), Origin("m", "fast", normalized=False))
 
 
 @pytest.fixture
@@ -226,6 +259,66 @@ def test_consume_without_a_file_prints_a_line_for_each(embedded: User) -> None:
     ]
 
 
+def test_consume_reads_whatever_tags_a_document_had(user: User, tmp_path: Path) -> None:
+    user.says("topics", "--partitions", "1")
+    tags = [b"\x81\xc4\x01a\x01", b"\x81\x91\x01\x02", b"\xa1\xff", b"\xd4\xff\x00", b"\xcb\x7f\xf8" + bytes(6)]
+    records = [Sent(b"%d" % number, _embedding_record(packed)) for number, packed in enumerate(tags)]
+    produce(user.kafka.bootstrap_servers, user.topics.output, records)
+    target = tmp_path / "EMBEDDINGS.JSONL"
+
+    user.says("consume", "-o", target)
+
+    rows = [json.loads(line) for line in target.read_text().splitlines()]
+    assert [json.loads(row["tags"]) for row in rows] == [{"a": 1}, {"[1]": 2}, "\ufffd", "\ufffd\ufffd\x00", None]
+
+
+def test_consume_names_a_record_that_is_no_embedding_and_leaves_the_file_as_it_was(user: User, tmp_path: Path) -> None:
+    user.says("topics", "--partitions", "1")
+    produce(
+        user.kafka.bootstrap_servers, user.topics.output, [Sent(b"a", _embedding_record(b"\xc0")), Sent(b"b", b"7")]
+    )
+    target = tmp_path / "embeddings.jsonl"
+    target.write_text("of yesterday")
+
+    result = user.runs("consume", "-o", target)
+
+    assert result.exit_code == 1
+    assert f"{user.topics.output}[0]@1 is no embedding record: not-a-map: the record is a int" in result.output
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("embeddings.jsonl", "of yesterday")]
+
+
+@pytest.mark.parametrize("name", ["embeddings.jsonl", "embeddings.npz", "embeddings.parquet"])
+def test_consume_says_that_there_is_no_such_folder(name: str, user: User) -> None:
+    user.says("topics", "--partitions", "1")
+
+    result = user.runs("consume", "-o", f"/nowhere/{name}")
+
+    assert result.exit_code == 1
+    assert f"Error: /nowhere/{name} can't be written: No such file or directory" in result.output
+
+
+def test_consume_that_is_interrupted_leaves_no_file_and_says_so_by_its_exit_code(user: User, tmp_path: Path) -> None:
+    user.says("topics", "--partitions", "1")
+    produce(
+        user.kafka.bootstrap_servers,
+        user.topics.output,
+        [Sent(b"%d" % number, _embedding_record(b"\xc0")) for number in range(20_000)],
+    )
+    words = ("consume", "-o", "embeddings.jsonl", "--bootstrap-servers", user.kafka.bootstrap_servers)
+    process = subprocess.Popen(
+        (sys.executable, "-m", "worker", *words, "--output-topic", user.topics.output, "--all"),
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    part = tmp_path / "embeddings.jsonl.part"
+    wait_until(lambda: part.exists() and part.stat().st_size > 0, WORK_TIMEOUT_S, "the first rows")
+
+    process.send_signal(signal.SIGINT)
+
+    assert process.wait(WORK_TIMEOUT_S) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_consume_refuses_a_file_that_it_can_not_write(user: User) -> None:
     result = user.runs("consume", "-o", "embeddings.csv")
 
@@ -242,6 +335,36 @@ def test_publish_says_which_file_the_topic_has_no_room_for(user: User, tmp_path:
 
     assert result.exit_code == 1
     assert f"{large.as_posix()}: Broker: Message size too large" in result.output
+
+
+def test_publish_to_a_topic_that_is_not_there_makes_none(user: User) -> None:
+    result = user.runs("publish", ROOT / "worker" / "cli" / "photographs")
+
+    assert isinstance(result.exception, KafkaSetupError)
+    assert str(result.exception) == f"no such topic at {user.kafka.bootstrap_servers}: {user.topics.input}"
+    admin = AdminClient({"bootstrap.servers": user.kafka.bootstrap_servers})
+    assert user.topics.input not in admin.list_topics(timeout=10).topics
+
+
+def test_publish_gives_up_a_record_that_is_not_acknowledged_in_time(user: User, tmp_path: Path) -> None:
+    user.says("topics")
+    _photograph().save(tmp_path / "one.png")
+
+    result = user.runs("publish", tmp_path, "--kafka", "delivery.timeout.ms=1", "--kafka", "linger.ms=0")
+
+    assert result.exit_code == 1
+    assert "0 documents published" in result.output
+    assert "one.png: Local: Message timed out" in result.output
+
+
+def test_publish_takes_a_file_whose_name_is_not_utf_8(user: User, tmp_path: Path) -> None:
+    user.says("topics", "--partitions", "1")
+    _photograph().save(tmp_path / "caf\udce9.png")
+
+    user.says("publish", tmp_path)
+
+    [sent] = read_all(user.kafka.bootstrap_servers, user.topics.input)
+    assert sent.key() == f"{tmp_path.as_posix()}/caf\ufffd.png".encode()
 
 
 def test_publish_names_a_folder_without_images(user: User, tmp_path: Path) -> None:

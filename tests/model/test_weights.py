@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import open_clip
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from worker.encoder import Encoder
 from worker.errors import WeightsError
 from worker.weights import fingerprint, load_model
 
@@ -104,6 +106,72 @@ def test_open_clips_own_name_has_no_quickgelu() -> None:
     model = load_model("ViT-B-32", "random")
 
     assert not any(type(module).__name__ == "QuickGELU" for module in model.tower.modules())
+
+
+def test_the_fingerprint_of_untrained_weights_is_as_ever() -> None:
+    assert load_model("ViT-B/32", "random").name == "ViT-B/32:random:e5831423c781"
+
+
+@pytest.mark.parametrize("architecture", ["RN50", "MobileCLIP-S1", "ViT-S-32-alt"])
+def test_the_image_tower_alone_is_the_one_that_open_clip_makes(architecture: str) -> None:
+    torch.manual_seed(0)
+    expected = open_clip.create_model(architecture).visual
+
+    model = load_model(architecture, "random")
+
+    assert model.name.endswith(fingerprint(expected))
+    assert model.tower.preprocess_cfg == expected.preprocess_cfg
+
+
+@pytest.mark.parametrize(
+    "architecture", ["coca_ViT-B-32", "xlm-roberta-base-ViT-B-32"], ids=["CoCa", "text of transformers"]
+)
+def test_a_model_whose_text_tower_is_of_another_kind_embeds_images(architecture: str) -> None:
+    model = load_model(architecture, "random")
+
+    encoder = Encoder(model, "cpu", "fp32", normalized=False)
+    side = model.input.size
+    embeddings = encoder.encode(np.zeros((2, side, side, 3), np.uint8), np.empty((0, side, side, 3), np.float32))
+
+    assert embeddings.shape == (2, 512)
+
+
+def _folder_of(tensors: Tensors, folder: Path, *names: str) -> Path:
+    for name in names:
+        save_file(tensors, folder / name) if name.endswith(".safetensors") else torch.save(tensors, folder / name)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("names", "taken"),
+    [
+        (
+            ("open_clip_pytorch_model.bin", "open_clip_model.safetensors", "model.safetensors"),
+            "open_clip_model.safetensors",
+        ),
+        (("open_clip_pytorch_model.bin", "pytorch_model.bin"), "open_clip_pytorch_model.bin"),
+        (("mine.pt",), "mine.pt"),
+    ],
+)
+def test_weights_may_be_a_folder(names: tuple[str, ...], taken: str, tensors: Tensors, tmp_path: Path) -> None:
+    folder = _folder_of(tensors, tmp_path, *names)
+    (folder / "README.md").touch()
+
+    model = load_model(ARCHITECTURE, str(folder))
+
+    assert model.name == load_model(ARCHITECTURE, str(folder / taken)).name
+
+
+def test_a_folder_with_several_weights_is_refused_with_what_is_in_it(tensors: Tensors, tmp_path: Path) -> None:
+    folder = _folder_of(tensors, tmp_path, "a.pt", "b.pt")
+
+    with pytest.raises(WeightsError, match=r"has several files of weights, a\.pt, b\.pt: name one of them"):
+        load_model(ARCHITECTURE, str(folder))
+
+
+def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"has no file of weights: none ends in \.safetensors, \.pt"):
+        load_model(ARCHITECTURE, str(tmp_path))
 
 
 def test_an_unknown_architecture_is_named_with_those_there_are() -> None:

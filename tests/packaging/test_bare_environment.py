@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 
@@ -57,6 +58,12 @@ def bare(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def with_kafka(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _environment(tmp_path_factory.mktemp("kafka") / "venv", f"clip-worker[kafka] @ {wheel.as_uri()}")
+
+
+def test_the_wheel_says_that_its_packages_have_types(wheel: Path) -> None:
+    names = ZipFile(wheel).namelist()
+
+    assert [name for name in names if name.endswith("py.typed")] == ["schemas/py.typed", "worker/py.typed"]
 
 
 def test_schemas_works_without_torch_open_clip_and_kafka(bare: Path, tmp_path: Path) -> None:

@@ -246,6 +246,43 @@ def test_fields_that_a_later_version_may_write_are_stepped_over(field: bytes) ->
     assert _plain(record) == {"id": "a", "embedding": None, "chunks": [], "tags": None, "origin": None}
 
 
+NOT_UTF8 = b"\xa1\xff"
+BROKEN_TIMESTAMP = b"\xd4\xff\x00"  # an ext of type -1 with one byte
+
+
+@pytest.mark.parametrize(
+    ("packed", "tags"),
+    [
+        pytest.param(_pack({b"a": 1}), {b"a": 1}, id="bin as a key"),
+        pytest.param(b"\x81\x91\x01\x02", {"[1]": 2}, id="array as a key"),
+        pytest.param(b"\x81\x81\x01\x02\x03", {"{1: 2}": 3}, id="map as a key"),
+        pytest.param(b"\x81\xc0\x01", {None: 1}, id="nil as a key"),
+        pytest.param(b"\x81" + NOT_UTF8 * 2, {"\ufffd": "\ufffd"}, id="not UTF-8"),
+        pytest.param(b"\xc7\x01\x05\x07", msgpack.ExtType(5, b"\x07"), id="ext"),
+        pytest.param(b"\xd6\xff\x00\x00\x00\x01", msgpack.Timestamp(1), id="timestamp"),
+        pytest.param(b"\x91" + BROKEN_TIMESTAMP, b"\x91" + BROKEN_TIMESTAMP, id="broken timestamp: as packed"),
+        pytest.param(
+            b"\x81" + b"\x91" * 1_010 + b"\x01\x02", b"\x81" + b"\x91" * 1_010 + b"\x01\x02", id="deep key: as packed"
+        ),
+    ],
+)
+def test_whatever_tags_a_document_may_have_are_read(packed: bytes, tags: object) -> None:
+    value = pack_embedding(Document("a", memoryview(IMAGE), tags=memoryview(packed)), _embeddings(1), ORIGIN)
+
+    assert read_embedding(value).tags == tags
+
+
+def test_deep_tags_are_read() -> None:
+    value = pack_embedding(Document("a", tags=memoryview(b"\x91" * 1_000 + b"\x01")), _embeddings(0), ORIGIN)
+
+    tags = read_embedding(value).tags
+
+    for _ in range(1_000):
+        assert isinstance(tags, list)
+        (tags,) = tags
+    assert tags == 1
+
+
 @pytest.mark.parametrize(
     ("value", "refusal"),
     [

@@ -1,10 +1,11 @@
 import io
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from worker.cli.pictures import Pictures, bundled_pictures, folder_pictures
+from worker.cli.pictures import LARGEST_BYTES, Pictures, bundled_pictures, fitting, folder_pictures
 
 
 def _images(pictures: Pictures) -> dict[str, bytes]:
@@ -102,3 +103,40 @@ def test_a_folder_without_an_image_file_is_named_at_once(tmp_path: Path) -> None
 
     with pytest.raises(ValueError, match=rf"no image file below {tmp_path}: none ends in \.jpg, \.jpeg, \.png"):
         folder_pictures(tmp_path)
+
+
+def _noise(side: int, form: str, mode: str = "RGB") -> bytes:
+    pixels = np.random.default_rng(0).integers(0, 256, (side, side, len(mode)), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels, mode).save(file, form, quality=98)
+    return file.getvalue()
+
+
+def test_a_picture_that_fits_is_left_as_it_is() -> None:
+    file = _noise(400, "JPEG")
+
+    assert fitting(file) is file
+
+
+@pytest.mark.parametrize(("form", "mode"), [("JPEG", "RGB"), ("PNG", "RGB"), ("PNG", "RGBA")])
+def test_a_picture_that_is_too_large_becomes_a_jpeg_that_fits_whatever_is_on_it(form: str, mode: str) -> None:
+    file = _noise(2_000, form, mode)
+
+    fitted = fitting(file)
+
+    assert len(file) > LARGEST_BYTES >= len(fitted)
+    with Image.open(io.BytesIO(fitted)) as image:
+        assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (1600, 1600))
+
+
+def test_a_large_file_that_is_no_image_is_an_error() -> None:
+    with pytest.raises(ValueError, match="can't be decoded: "):
+        fitting(bytes(LARGEST_BYTES + 1))
+
+
+@pytest.mark.parametrize("cut", [0.3, 0.9])
+def test_a_large_picture_that_is_cut_off_is_an_error(cut: float) -> None:
+    file = _noise(3_000, "PNG")
+
+    with pytest.raises(ValueError, match="can't be decoded: "):
+        fitting(file[: int(cut * len(file))])

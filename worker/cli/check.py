@@ -14,7 +14,7 @@ from rich.text import Text
 
 from worker.cli.options import settings_options
 from worker.cli.run import load_encoder
-from worker.clients import Admin, tool_admin
+from worker.clients import Admin, check_properties, tool_admin
 from worker.errors import WorkerError
 from worker.settings import Settings, read_settings
 from worker.topics import MAX_BYTES, LimitsQuestion, find_topics, needed_message_bytes
@@ -37,14 +37,27 @@ class Finding:
 def command(**flags: object) -> None:
     """Look at everything that run needs, and say what is wrong and how to mend it; exit 1 where something is."""
     settings = read_settings(flags)
-    findings = [Finding("settings", fine=True, said="read, and fit together")]
-    for look in (_look_at_topics, _look_at_limits, _look_at_rights, _look_at_model):
-        findings += _carefully(look, settings)
+    findings = [Finding("settings", fine=True, said="read, and fit together"), *_look_at_broker(settings)]
+    findings += _carefully(_look_at_model, settings)
     Console().print(_table(findings))
     wrong = [finding.what for finding in findings if finding.fine is False]
     if wrong:
         raise click.ClickException(f"run would not work: {', '.join(wrong)}")
-    click.echo("run has all it needs")
+    unknown = [finding.what for finding in findings if finding.fine is None]
+    click.echo(
+        "run has all it needs" + (f", as far as the broker says; unknown: {', '.join(unknown)}" if unknown else "")
+    )
+
+
+def _look_at_broker(settings: Settings) -> Iterator[Finding]:
+    """Look at one after the other, until one is found without which the next can't be looked at."""
+    for look in (_look_at_properties, _look_at_topics):
+        for finding in _carefully(look, settings):
+            yield finding
+            if not finding.fine:
+                return
+    yield from _carefully(_look_at_limits, settings)
+    yield from _carefully(_look_at_rights, settings)
 
 
 def _carefully(look: Callable[[Settings], Iterator[Finding]], settings: Settings) -> Iterator[Finding]:
@@ -56,6 +69,12 @@ def _carefully(look: Callable[[Settings], Iterator[Finding]], settings: Settings
         yield Finding(what, fine=False, said=str(error))
     except KafkaException as exception:
         yield Finding(what, fine=None, said=f"the broker doesn't say: {exception.args[0].str()}")
+
+
+def _look_at_properties(settings: Settings) -> Iterator[Finding]:
+    check_properties(settings)
+    names = ", ".join(sorted(settings.kafka_properties))  # some of the values are secrets
+    yield Finding("properties", fine=True, said=names or "librdkafka's are the worker's own")
 
 
 def _look_at_topics(settings: Settings) -> Iterator[Finding]:
@@ -132,5 +151,5 @@ def _table(findings: list[Finding]) -> Table:
     }
     table = Table("", "", "", box=None, show_header=False)
     for finding in findings:
-        table.add_row(marks[finding.fine], finding.what, Text(finding.said))
+        table.add_row(marks[finding.fine], Text(finding.what), Text(finding.said))
     return table

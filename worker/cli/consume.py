@@ -9,6 +9,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, Top
 
 from schemas.dead_letter import Rejection
 from schemas.embedding import read_embedding
+from worker.cli.files import written_whole
 from worker.cli.options import settings_options
 from worker.cli.rows import WRITERS, Place, Row, rows_of
 from worker.clients import QUIET, consumer_properties, tool_admin
@@ -31,16 +32,18 @@ def command(*, every: bool, follow: bool, output: Path | None = None, **flags: o
     A row is one embedding; the chunks of a document have rows of their own. Of each key the latest record counts, and
     a deleted one has none, unless --all is given.
     """
-    if output is not None and (follow or output.suffix not in WRITERS):
+    if output is not None and (follow or output.suffix.lower() not in WRITERS):
         raise click.UsageError(f"--output takes a file that ends in {', '.join(WRITERS)}, and no --follow")
     settings = read_settings(flags)
     records = _Records(settings, follow=follow)
     try:
-        rows = _every(records) if every or follow else _latest(records)
-        count = _show(rows) if output is None else WRITERS[output.suffix](output, rows)
-    except KeyboardInterrupt:  # how --follow ends
+        rows = _every(settings.output_topic, records if every or follow else _latest(records))
+        count = _show(rows) if output is None else _write(output, rows)
+    except KeyboardInterrupt:
+        if not follow:
+            raise
         return
-    except (ValueError, Rejection) as error:
+    except ValueError as error:
         raise click.ClickException(str(error)) from error
     finally:
         records.close()
@@ -92,19 +95,31 @@ def _place(message: Message) -> Place:
     )
 
 
-def _every(records: Iterable[tuple[Place, bytes | None]]) -> Iterator[Row]:
+def _every(topic: str, records: Iterable[tuple[Place, bytes | None]]) -> Iterator[Row]:
     for place, value in records:
-        if value is not None:
-            yield from rows_of(read_embedding(value), place)
+        if value is None:
+            continue
+        try:
+            record = read_embedding(value)
+        except Rejection as rejection:
+            said = f"{topic}[{place.partition}]@{place.offset} is no embedding record: {rejection}"
+            raise click.ClickException(said) from rejection
+        yield from rows_of(record, place)
 
 
-def _latest(records: Iterable[tuple[Place, bytes | None]]) -> Iterator[Row]:
+def _latest(records: Iterable[tuple[Place, bytes | None]]) -> Iterable[tuple[Place, bytes]]:
     latest: dict[bytes | None, tuple[Place, bytes]] = {}
     for place, value in records:
         latest.pop(place.key, None)
         if value is not None:
             latest[place.key] = (place, value)
-    return _every(latest.values())
+    return latest.values()
+
+
+def _write(output: Path, rows: Iterable[Row]) -> int:
+    """Write a file in the format that its name says; return the number of rows."""
+    with written_whole(output) as path:
+        return WRITERS[output.suffix.lower()](path, rows)
 
 
 def _show(rows: Iterable[Row]) -> int:

@@ -16,11 +16,22 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
 from rich.console import Console
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from schemas.document import pack_document
 from schemas.embedding import read_embedding
-from worker.cli.embedded import DEAD_LETTERS, INPUT, OUTPUT, WorkerProcess, mock_broker, running_worker
-from worker.cli.pictures import Pictures, bundled_pictures, folder_pictures
+from worker.cli.embedded import (
+    DEAD_LETTERS,
+    INPUT,
+    OUTPUT,
+    UNTRAINED_WARNING,
+    WorkerProcess,
+    is_untrained,
+    mock_broker,
+    running_worker,
+)
+from worker.cli.files import written_whole
+from worker.cli.pictures import Pictures, bundled_pictures, fitting, folder_pictures
 from worker.cli.showcase import nearest, neighbour_rows, neighbour_table, write_page
 
 # The mock cluster keeps about 5 MB a partition and forgets the rest.
@@ -38,7 +49,7 @@ _REJECTIONS_SHOWN = 10
 
 
 @click.command("demo")
-@click.argument("folder", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("folder", required=False, type=click.Path(path_type=Path))
 @click.option(
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -52,25 +63,27 @@ def command(output: Path, folder: Path | None = None) -> None:
     WORKER_MODEL, WORKER_WEIGHTS and the other settings of the model and the device count here too.
     """
     console = Console()
+    if not output.absolute().parent.is_dir():
+        raise click.ClickException(f"{output} can't be written: there is no folder {output.parent}")
     try:
-        pictures = bundled_pictures() if folder is None else folder_pictures(folder)
-    except ValueError as error:
+        pictures = bundled_pictures() if folder is None else folder_pictures(folder.expanduser())
+    except (OSError, RuntimeError, ValueError) as error:  # a RuntimeError where ~somebody has no home
         raise click.ClickException(str(error)) from error
     with (
         TemporaryDirectory(prefix="clip-demo-") as scratch,
         mock_broker() as servers,
-        running_worker(console, servers, Path(scratch) / "worker.log") as (worker, warning),
+        running_worker(console, servers, Path(scratch) / "worker.log") as worker,
     ):
         run = _Run(servers, worker)
         run.embed(console, pictures)
         worker.stop()
-    _show(console, pictures, run, warning, output)
+    _show(console, pictures, run, output)
 
 
-def _show(console: Console, pictures: Pictures, run: "_Run", warning: str | None, output: Path) -> None:
+def _show(console: Console, pictures: Pictures, run: "_Run", output: Path) -> None:
     """Print the table and write the page."""
     for name, said in list(run.rejected.items())[:_REJECTIONS_SHOWN]:
-        console.print(f"[yellow]not embedded[/] {name}: {said}", highlight=False)
+        console.print(Text.assemble(("not embedded", "yellow"), f" {name}: {said}"))
     embedded = {name: run.embedded[name] for name in pictures.names if name in run.embedded}
     if not embedded:
         raise click.ClickException("none of the pictures could be embedded")
@@ -85,23 +98,23 @@ def _show(console: Console, pictures: Pictures, run: "_Run", warning: str | None
         "Speed": f"{run.images_per_second:.1f} images/s",
         "Embedding": f"{embeddings.shape[1]} float32 numbers",
     }
-    write_page(
-        output,
-        neighbour_rows(shown, indices, similarities),
-        pictures.read,
-        title="Nearest neighbours by CLIP embedding",
-        facts=facts,
-        warning=warning,
-        limit=_PAGE_ROWS,
-    )
+    warning = UNTRAINED_WARNING if is_untrained(run.model) else None
+    with written_whole(output) as path:
+        write_page(
+            path,
+            neighbour_rows(shown, indices, similarities),
+            pictures.read,
+            title="Nearest neighbours by CLIP embedding",
+            facts=facts,
+            warning=warning,
+            limit=_PAGE_ROWS,
+        )
     if warning is not None:
         console.print(Panel(warning, style="bold white on red"))
-    console.print(
-        f"{len(shown)} images through Kafka at [bold]{run.images_per_second:.1f} images/s[/]; "
-        f"not embedded: {len(run.rejected)}; model {facts['Model']}",
-        highlight=False,
-    )
-    console.print(f"The page with the pictures: [bold]{output.resolve().as_uri()}[/]", soft_wrap=True)
+    speed = (f"{run.images_per_second:.1f} images/s", "bold")
+    said = f"; not embedded: {len(run.rejected)}; model {run.model}"
+    console.print(Text.assemble(f"{len(shown)} images through Kafka at ", speed, said))
+    console.print(Text.assemble("The page with the pictures: ", (output.resolve().as_uri(), "bold")), soft_wrap=True)
 
 
 @dataclass(slots=True)
@@ -126,10 +139,13 @@ class _Run:
         with Progress(*columns, console=console) as progress:
             bar = progress.add_task("", total=len(pictures.names))
             for name in pictures.names:
-                while self._is_far_ahead():
+                value = self._pack(name, pictures)
+                if value is None:
+                    continue
+                while self._is_far_ahead(len(value)):
                     self._receive(consumer)
                     progress.update(bar, completed=self.outcomes)
-                self._publish(producer, name, pictures)
+                self._publish(producer, name, value)
             while self._ahead:
                 self._receive(consumer)
                 progress.update(bar, completed=self.outcomes)
@@ -141,18 +157,24 @@ class _Run:
         """Return how many outcomes have come back."""
         return len(self.embedded) + len(self.rejected)
 
-    def _is_far_ahead(self) -> bool:
-        return len(self._ahead) >= _AHEAD_RECORDS or sum(self._ahead.values()) >= _AHEAD_BYTES
-
-    def _publish(self, producer: Producer, name: str, pictures: Pictures) -> None:
+    def _pack(self, name: str, pictures: Pictures) -> bytes | None:
+        """Return the record of a picture, None where it can't be read."""
         try:
-            value = pack_document(name, pictures.read(name))
+            return pack_document(name, fitting(pictures.read(name)))
         except (OSError, ValueError) as error:
             self.rejected[name] = f"not published: {error}"
-            return
+            return None
+
+    def _is_far_ahead(self, next_bytes: int) -> bool:
+        """Say whether the next record has to wait; one alone never does."""
+        ahead_bytes = sum(self._ahead.values()) + next_bytes
+        return bool(self._ahead) and (len(self._ahead) >= _AHEAD_RECORDS or ahead_bytes > _AHEAD_BYTES)
+
+    def _publish(self, producer: Producer, name: str, value: bytes) -> None:
         producer.produce(INPUT, key=name.encode(), value=value)
         producer.poll(0)
         self._ahead[name] = len(value)
+        self._heard_s = time.monotonic()  # making large pictures smaller is no silence of the worker
 
     def _read_outcomes(self) -> Consumer:
         consumer = Consumer({"bootstrap.servers": self.servers, "group.id": "clip-demo-reader", "log_level": 0})

@@ -5,6 +5,7 @@ The broker is librdkafka's mock cluster, which comes with confluent-kafka: no Ja
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +14,8 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
+from http.client import HTTPConnection
 from pathlib import Path
 
 import click
@@ -24,13 +27,16 @@ from worker.errors import WeightsError
 
 INPUT, OUTPUT, DEAD_LETTERS = TOPICS = ("documents", "embeddings", "dead-letters")
 
+UNTRAINED_WARNING = "UNTRAINED WEIGHTS: similarities are without meaning"  # one line of 80 columns
 _UNTRAINED = "random"
-_WARNING = "UNTRAINED WEIGHTS: the real ones could not be had. SIMILARITIES ARE WITHOUT MEANING."
+
+_LOOPBACK = "127.0.0.1"
 
 _START_S = 900.0  # a first start downloads the weights
 _STOP_S = 60.0
 _POLL_S = 0.05
 _HUB_S = 5.0
+_READY_S = 5.0
 _LAST_LINES = 20
 
 
@@ -48,19 +54,30 @@ class WorkerProcess:
     """`clip-worker run`, as it would run anywhere."""
 
     process: "subprocess.Popen[bytes]"
+    port: int
     log: Path
 
-    def wait_until_assigned(self) -> None:
-        """Return once it has partitions. Raises: `WeightsError`, `ClickException` with its last words."""
+    def wait_until_ready(self) -> None:
+        """Return once it has joined its group. Raises: `WeightsError`, `ClickException` with its last words."""
         deadline = time.monotonic() + _START_S
-        while "assigned [" not in self.log.read_text():
+        while not self._is_ready():
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise self.failure()
             time.sleep(_POLL_S)
 
+    def _is_ready(self) -> bool:
+        connection = HTTPConnection(_LOOPBACK, self.port, timeout=_READY_S)
+        try:
+            connection.request("GET", "/readyz")
+            return connection.getresponse().status == HTTPStatus.OK
+        except OSError:  # nobody listens yet
+            return False
+        finally:
+            connection.close()
+
     def failure(self) -> Exception:
         """Return the error that says why it ended."""
-        lines = self.log.read_text().strip().splitlines()
+        lines = self.log.read_text(errors="replace").strip().splitlines()
         if self.process.returncode == WeightsError.exit_code:
             return WeightsError(lines[-1].partition("WeightsError: ")[2])
         return click.ClickException("the worker failed:\n" + "\n".join(lines[-_LAST_LINES:]))
@@ -73,33 +90,37 @@ class WorkerProcess:
 
 
 @contextmanager
-def running_worker(console: Console, servers: str, log: Path) -> Iterator[tuple[WorkerProcess, str | None]]:
+def running_worker(console: Console, servers: str, log: Path) -> Iterator[WorkerProcess]:
     """Start the worker; where the weights can't be had, say so and start it with untrained ones."""
     environment = _environment()
-    warning: str | None = None
     worker = _start(servers, environment, log)
     try:
         with console.status("the worker starts: loading the model, joining the group …"):
             try:
-                worker.wait_until_assigned()
+                worker.wait_until_ready()
             except WeightsError as error:
                 if "WORKER_WEIGHTS" in environment:
                     raise
-                console.print(str(error), style="yellow", highlight=False)
-                warning = _WARNING
-                console.print(Panel(warning, style="bold white on red"))
+                console.print(str(error), style="yellow", markup=False, highlight=False)
+                console.print(Panel(UNTRAINED_WARNING, style="bold white on red"))
                 worker = _start(servers, environment | {"WORKER_WEIGHTS": _UNTRAINED}, log)
-                worker.wait_until_assigned()
-        yield worker, warning
+                worker.wait_until_ready()
+        yield worker
     finally:
         if worker.process.poll() is None:
             worker.process.kill()
             worker.process.wait()
 
 
+def is_untrained(model: str) -> bool:
+    """Say whether the weights of a model, by its name in the records, are untrained."""
+    return model.rpartition(":")[0].endswith(f":{_UNTRAINED}")
+
+
 def _start(servers: str, environment: Mapping[str, str], log: Path) -> WorkerProcess:
-    flags = ["--bootstrap-servers", servers, "--group-id", "clip-demo", "--http-port", "0", "--log-format", "text"]
-    flags += ["--traversal-paths", "r"]
+    port = _free_port()
+    flags = ["--bootstrap-servers", servers, "--group-id", "clip-demo", "--log-format", "text"]
+    flags += ["--http-host", _LOOPBACK, "--http-port", str(port), "--traversal-paths", "r"]
     for name, topic in zip(("input", "output", "dead-letter"), TOPICS, strict=True):
         flags += [f"--{name}-topic", topic]
     with log.open("wb") as file:
@@ -110,7 +131,12 @@ def _start(servers: str, environment: Mapping[str, str], log: Path) -> WorkerPro
             stdout=file,
             stderr=subprocess.STDOUT,
         )
-    return WorkerProcess(process, log)
+    return WorkerProcess(process, port, log)
+
+
+def _free_port() -> int:
+    with socket.create_server((_LOOPBACK, 0)) as listener:
+        return int(listener.getsockname()[1])
 
 
 def _environment() -> dict[str, str]:

@@ -1,6 +1,10 @@
-"""The image files below a folder."""
+"""The files that commands read, image files below a folder, and those that they write."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import click
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 """What the name of an image file ends in, in lower case."""
@@ -17,3 +21,26 @@ def image_files(folder: Path) -> list[Path]:
     if not paths:
         raise ValueError(f"no image file below {folder}: none ends in {', '.join(SUFFIXES)}")
     return paths
+
+
+def name_of(path: Path) -> str:
+    """Return the path with slashes, and with � in place of what is not UTF-8."""
+    return path.as_posix().encode(errors="surrogateescape").decode(errors="replace")
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Give a file beside `path` to write to, which takes its name once it is whole.
+
+    Raises: `ClickException` where it can't be written.
+    """
+    part = path.with_name(f"{path.name}.part")
+    try:
+        part.touch()
+        try:
+            yield part
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise click.ClickException(f"{path} can't be written: {error.strerror or error}") from error

@@ -7,13 +7,18 @@ from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
-from worker.cli.files import image_files
+from worker.cli.files import image_files, name_of
+
+# librdkafka's mock cluster keeps 5 MB a partition, and loses a record that exceeds them with the one before it.
+LARGEST_BYTES = 2 * 2**20
+_LARGEST_SIDE = 1_600  # as a JPEG of this quality even noise fits
 
 _CROPS = 11  # of each photograph
 _CROPPED_SIDE = (0.4, 0.8)  # a crop's width and height, as shares of the photograph's
 _JPEG_QUALITY = 85
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # no PostScript, on which Pillow runs Ghostscript
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +51,37 @@ def folder_pictures(folder: Path) -> Pictures:
     A path that is not UTF-8 has � in place of what can't be read.
     Raises: `FileNotFoundError` where there is no such folder, `ValueError` where it has no image file.
     """
-    paths = {_name(path.relative_to(folder)): path for path in image_files(folder)}
+    paths = {name_of(path.relative_to(folder)): path for path in image_files(folder)}
     return Pictures(list(paths), lambda name: paths[name].read_bytes())
+
+
+def fitting(image: bytes) -> bytes:
+    """Return an image file as it is, or where it exceeds 2 MiB, as a JPEG of at most 1,600 pixels a side.
+
+    Raises: `ValueError` where it can't be decoded.
+    """
+    if len(image) <= LARGEST_BYTES:
+        return image
+    try:
+        return shrink(image, _LARGEST_SIDE)
+    except Exception as error:  # decoders raise anything from OSError to SyntaxError, struct.error and IndexError
+        raise ValueError(f"can't be decoded: {error}") from error
+
+
+def shrink(image: bytes, side: int) -> bytes:
+    """Return a JPEG of at most `side` pixels a side, as a viewer shows it: upright, transparency over white.
+
+    Raises: whatever Pillow's decoders raise.
+    """
+    with Image.open(io.BytesIO(image), formats=_FORMATS) as stored:
+        stored.draft(None, (2 * side, 2 * side))  # a large JPEG is decoded at a half, a quarter or an eighth
+        upright = ImageOps.exif_transpose(stored)
+        if upright.mode.startswith("I"):  # 16 bits of grey, which Pillow would cut off at 255
+            upright = upright.point(lambda value: value * (1 / 257)).convert("L")
+        small = upright.convert("RGBA")
+        small.thumbnail((side, side))
+        white = Image.new("RGBA", small.size, "white")
+        return _encode(Image.alpha_composite(white, small).convert("RGB"))
 
 
 def _crops(name: str, photograph: bytes) -> Iterator[tuple[str, bytes]]:
@@ -69,7 +103,3 @@ def _encode(image: Image.Image) -> bytes:
     file = io.BytesIO()
     image.save(file, "JPEG", quality=_JPEG_QUALITY)
     return file.getvalue()
-
-
-def _name(path: Path) -> str:
-    return path.as_posix().encode(errors="surrogateescape").decode(errors="replace")

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
+from math import isfinite
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy.typing as npt
 from schemas.embedding import EmbeddingRecord
 
 _ROWS_PER_GROUP = 10_000
+_TAG_LEVELS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ def rows_of(record: EmbeddingRecord, place: Place) -> Iterator[Row]:
                 chunk=chunk,
                 chunk_id=nested.id if chunk else None,
                 embedding=nested.embedding,
-                tags=None if nested.tags is None else json.dumps(nested.tags, default=repr, ensure_ascii=False),
+                tags=None if nested.tags is None else _json(_plain(nested.tags)),
                 model="" if origin is None else origin.model,
                 preprocessing="" if origin is None else origin.preprocessing,
                 normalized=origin is not None and origin.normalized,
@@ -63,6 +65,38 @@ def rows_of(record: EmbeddingRecord, place: Place) -> Iterator[Row]:
                 offset=place.offset,
                 timestamp_ms=place.timestamp_ms,
             )
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def _plain(value: object, depth: int = 0) -> object:
+    """Put what msgpack knows into what JSON knows; what is nested deeper than 64 levels is `…`."""
+    if depth >= _TAG_LEVELS:
+        return "…"
+    match value:
+        case dict():
+            return {_name(key): _plain(item, depth + 1) for key, item in value.items()}
+        case list():
+            return [_plain(item, depth + 1) for item in value]
+    return _plain_leaf(value)
+
+
+def _plain_leaf(value: object) -> object:
+    match value:
+        case bytes():
+            return value.decode(errors="replace")
+        case float():
+            return value if isfinite(value) else None
+        case None | bool() | int() | str():
+            return value
+    return repr(value)
+
+
+def _name(key: object) -> str:
+    plain = _plain(key)
+    return plain if isinstance(plain, str) else _json(plain)
 
 
 def _flatten(record: EmbeddingRecord, path: str) -> Iterator[tuple[str, EmbeddingRecord]]:
@@ -80,7 +114,7 @@ def write_jsonl(path: Path, rows: Iterable[Row]) -> int:
                 "embedding": row.embedding.tolist(),
                 "key": None if row.key is None else row.key.decode(errors="replace"),
             }
-            file.write(json.dumps(values, ensure_ascii=False) + "\n")
+            file.write(_json(values) + "\n")
     return count
 
 
@@ -94,7 +128,8 @@ def write_npz(path: Path, rows: Iterable[Row]) -> int:
     if len(sizes) > 1:
         raise ValueError(f"embeddings of several lengths, {sorted(sizes)}, don't fit into one array")
     columns = {name: _column(name, kept) for name in (field.name for field in fields(Row))}
-    np.savez(path, **columns)  # type: ignore[arg-type]  # no column is called allow_pickle
+    with path.open("wb") as file:  # given a path, numpy would append .npz to it
+        np.savez(file, **columns)  # type: ignore[arg-type]  # no column is called allow_pickle
     return len(kept)
 
 

@@ -1,7 +1,6 @@
 """What the embeddings are good for: each picture's nearest neighbours, in the terminal and on a page of HTML."""
 
 import base64
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -9,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
 from rich import box
 from rich.table import Table
 from rich.text import Text
+
+from worker.cli.pictures import shrink
 
 Embeddings = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
@@ -21,7 +21,6 @@ Similarities = npt.NDArray[np.float32]
 _BLOCK = 512  # queries at a time: with 20,000 pictures their similarities are 40 MB
 _NAME_CHARACTERS = 18  # of a name in the terminal: four columns fit into 80, five into 100
 _THUMBNAIL_PIXELS = 160
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # no PostScript, on which Pillow runs Ghostscript
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,23 +139,7 @@ def _data_uri(read: Callable[[str], bytes], name: str) -> str | None:
     except OSError:
         return None
     try:
-        thumbnail = _thumbnail(image)
+        thumbnail = shrink(image, _THUMBNAIL_PIXELS)
     except Exception:  # noqa: BLE001 - decoders raise anything from OSError to SyntaxError, struct.error and IndexError
         return None
     return "data:image/jpeg;base64," + base64.b64encode(thumbnail).decode()
-
-
-def _thumbnail(image: bytes) -> bytes:
-    """Shrink to 160 pixels on the longer side, as a viewer shows it: upright, transparency over white."""
-    file = io.BytesIO()
-    with Image.open(io.BytesIO(image), formats=_FORMATS) as stored:
-        # A large JPEG is decoded at a half, a quarter or an eighth of its size.
-        stored.draft(None, (2 * _THUMBNAIL_PIXELS, 2 * _THUMBNAIL_PIXELS))
-        upright = ImageOps.exif_transpose(stored)
-        if upright.mode.startswith("I"):  # 16 bits of grey, which Pillow would cut off at 255
-            upright = upright.point(lambda value: value * (1 / 257)).convert("L")
-        small = upright.convert("RGBA")
-        small.thumbnail((_THUMBNAIL_PIXELS, _THUMBNAIL_PIXELS))
-        white = Image.new("RGBA", small.size, "white")
-        Image.alpha_composite(white, small).convert("RGB").save(file, "JPEG", quality=80)
-    return file.getvalue()

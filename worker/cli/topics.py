@@ -38,7 +38,7 @@ def command(partitions: int, replication_factor: int | None = None, **flags: obj
     try:
         for name, needed_bytes in needed_message_bytes(settings).items():
             if name in there:
-                click.echo(_mend(admin, name, needed_bytes))
+                click.echo(f"{name}: is there, {there[name]} partitions kept, {_mend(admin, name, needed_bytes)}")
             else:
                 _make(admin, settings, name, needed_bytes, partitions, replication_factor)
                 click.echo(f"{name}: made, {partitions} partitions, {MAX_BYTES}={needed_bytes}")
@@ -69,8 +69,8 @@ def _mend(admin: Admin, name: str, needed_bytes: int) -> str:
     """Raise the topic's limit where it is too small; say what was found."""
     limit = LimitsQuestion(admin, [name]).wait_for_limits()[name].max_message_bytes
     if limit >= needed_bytes:
-        return f"{name}: is there, {MAX_BYTES}={limit} fits"
+        return f"{MAX_BYTES}={limit} fits"
     entry = ConfigEntry(MAX_BYTES, str(needed_bytes), incremental_operation=AlterConfigOpType.SET)
     resource = ConfigResource(ResourceType.TOPIC, name, incremental_configs=[entry])
     admin.incremental_alter_configs([resource], request_timeout=_ANSWER_S)[resource].result()
-    return f"{name}: is there, {MAX_BYTES} raised from {limit} to {needed_bytes}"
+    return f"{MAX_BYTES} raised from {limit} to {needed_bytes}"
