@@ -29,9 +29,9 @@ _COMMIT_S = 0.02
 _ABORT_S = 10.0
 
 # Sending the offsets has a timeout that isn't kept (librdkafka #5456): 20 s were seen with the coordinator away, and no
-# end at all where brokers moved.
+# end at all where brokers moved. A new session's producer is not held up by that.
 _OFFSETS_S = 10.0
-_OFFSETS_GIVEN_UP_S = 30.0
+_OFFSETS_GIVEN_UP_S = 15.0
 _AGAIN_S = 0.1
 
 Place = tuple[int, int]

@@ -114,6 +114,9 @@ def _look_at_rights(settings: Settings) -> Iterator[Finding]:
     yield _right(
         f"group {settings.group_id}", AclOperation.READ, groups[settings.group_id].result().authorized_operations
     )
+    if settings.delivery == "exactly-once" and settings.transactional_id is not None:
+        what = f"right on transactional id {settings.transactional_id}"
+        yield Finding(what, fine=None, said="no request tells it: WRITE and DESCRIBE are needed")
 
 
 def _right(what: str, needed: AclOperation, granted: list[AclOperation] | None) -> Finding:
