@@ -124,8 +124,8 @@ def _what_livez_says(worker: Worker) -> str:
 @pytest.mark.parametrize(
     ("colour", "named"),
     [
-        pytest.param(HANGS_DEVICE, r"encode: a batch of \d+ images for 2\.\d s", id="the device"),
-        pytest.param(HANGS_DECODER, r"prepare-\d: documents-\w+\[0\]@25 for 2\.\d s", id="a decoder"),
+        pytest.param(HANGS_DEVICE, r"encode: a batch of \d+ images for \d\.\d s", id="the device"),
+        pytest.param(HANGS_DECODER, r"prepare-\d: documents-\w+\[0\]@25 for \d\.\d s", id="a decoder"),
     ],
 )
 def test_a_thread_that_hangs_ends_the_process_and_a_restart_does_the_rest(

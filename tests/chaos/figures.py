@@ -23,7 +23,7 @@ import numpy as np
 from tests.broker.instant_worker import DELAY, MODEL_INPUT
 from tests.broker.kafka import Sent, Topics, produce
 from tests.broker.processes import Worker, launch, started_worker
-from tests.chaos.cluster import Cluster
+from tests.chaos.cluster import NODES, Cluster
 from tests.chaos.driver import IN_FLIGHT, PARTITIONS, SESSION_S, Say, flags, make_topics
 from tests.chaos.forks import Fork
 from tests.chaos.stream import Stream
@@ -31,6 +31,7 @@ from tests.chaos.verifier import Delivery, Outcome, read_log
 from tests.chaos.watch import Watch
 
 IN_TIME_S = 120
+MAX_BATCH = 8  # of the encoder
 CHECKPOINT_S = 1.0  # the worker's default
 RATE = 240  # records a second: well under what a worker can do, so that outputs follow their inputs
 REACTION_S = 6.0  # of the group, beyond the session timeout where that is what has to pass
@@ -171,10 +172,10 @@ def _rate(cluster: Cluster, delivery: Delivery, records: int) -> float:
 
 def _most_held(record_bytes: int, threads: int) -> int:
     """Return the README's formula, less the model: see "Memory"."""
-    prefetched, in_flight = 64 * _MIB, 256 * _MIB + record_bytes
-    prepared = IN_FLIGHT * 3 * MODEL_INPUT.size**2
+    fetched, in_flight = (64 + NODES * 16) * _MIB, 256 * _MIB + record_bytes
+    prepared = (IN_FLIGHT + MAX_BATCH * 4) * 3 * MODEL_INPUT.size**2
     decoded = threads * 2 * record_bytes
-    return prefetched + in_flight + prepared + decoded
+    return fetched + in_flight + prepared + decoded
 
 
 def _memory(worker: Worker, name: str) -> int:
