@@ -322,6 +322,7 @@ class Loop:
             again_s = self._checkpoint()
             if again_s is not None:
                 wait(max(again_s, _OUTCOME_WAIT_S))
+                self._hand_on()
         return True
 
     def _settle_everything(self) -> None:

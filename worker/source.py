@@ -41,7 +41,12 @@ _COMMIT_AGAIN = frozenset(
 )
 _COMMIT_AGAIN_S = 0.1
 _COMMITTED_S = 1.0
-_ASKED_AGAIN_S = 3.0  # longer than the client makes a refused commit again; its end may be told only by a later poll
+
+# After how long a commit is made again whose end isn't told: longer than the client makes a refused one again by itself.
+# In a rebalance callback no end can be told, and what the group refused before is of an older generation: that
+# can't land any more.
+_ASKED_AGAIN_S = 3.0
+_ASKED_AGAIN_IN_CALLBACK_S = 0.2
 
 # The topic is gone, or isn't shown at the moment: a new session looks for it.
 _NO_TOPIC = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION})
@@ -84,6 +89,7 @@ class Source:
         self._closing = False
         self._asked: dict[int, int] | None = None  # what was sent, and is not known to be committed or refused
         self._asked_s = 0.0
+        self._is_in_callback = False
         self._name = f"consumer of {topic} in group {properties['group.id']}"
         callbacks = {
             "stats_cb": self._read_statistics,
@@ -128,7 +134,8 @@ class Source:
         makes a refused one again by itself, and it would land behind the second and take the group back.
         """
         try:
-            if self._asked is None or time.monotonic() - self._asked_s > _ASKED_AGAIN_S:
+            patience_s = _ASKED_AGAIN_IN_CALLBACK_S if self._is_in_callback else _ASKED_AGAIN_S
+            if self._asked is None or time.monotonic() - self._asked_s > patience_s:
                 self._consumer.commit(offsets=self.offsets(positions), asynchronous=True)
                 self._asked, self._asked_s = dict(positions), time.monotonic()
             asked = self._asked
@@ -205,10 +212,13 @@ class Source:
         """Tell the listener; what it raises would lose records if it went through librdkafka (#1013)."""
         if self._closing:
             return
+        self._is_in_callback = True
         try:
             listen([partition.partition for partition in partitions])
         except Exception as error:  # noqa: BLE001 - the rebalance callback: raised by the poll that it runs in
             self._failure = self._failure or error
+        finally:
+            self._is_in_callback = False
 
     def _raise_failure(self) -> None:
         failure, self._failure = self._failure, None
