@@ -10,7 +10,9 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -18,6 +20,7 @@ from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Consumer, KafkaError, Kafka
 from schemas.dead_letter import Headers
 from worker.clients import Properties, failure, guarded, log_error
 from worker.errors import PartitionsLost
+from worker.outcall import Outcall
 from worker.records import Record
 
 log = logging.getLogger(__name__)
@@ -40,10 +43,12 @@ _COMMIT_AGAIN = frozenset(
     }
 )
 _COMMIT_AGAIN_S = 0.1
-_COMMITTED_S = 1.0
+_COMMIT_WAIT_S = 0.005
+_COMMITTED_S = 5.0
+_COMMITTED_IN_CALLBACK_S = 1.0
 
-# After how long a commit is made again whose end isn't told: longer than the client makes a refused one again by itself.
-# In a rebalance callback no end can be told, and what the group refused before is of an older generation: that
+# After how long a commit is made again whose end isn't told: longer than the client makes a refused one again by
+# itself. In a rebalance callback no end is told, and what the group refused before is of an older generation, so it
 # can't land any more.
 _ASKED_AGAIN_S = 3.0
 _ASKED_AGAIN_IN_CALLBACK_S = 0.2
@@ -52,6 +57,10 @@ _ASKED_AGAIN_IN_CALLBACK_S = 0.2
 _NO_TOPIC = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION})
 # What the consumer reports and mends by itself, or follows up with the lost callback.
 _PASSING = frozenset({KafkaError._MAX_POLL_EXCEEDED, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN})
+
+
+_Question = tuple[Mapping[int, int], Outcall[list[TopicPartition]]]
+"""Offsets that were sent, and what the group has."""
 
 
 class RebalanceListener(Protocol):
@@ -87,8 +96,9 @@ class Source:
         self._on_state = on_state
         self._failure: Exception | None = None
         self._closing = False
-        self._asked: dict[int, int] | None = None  # what was sent, and is not known to be committed or refused
+        self._asked: Mapping[int, int] | None = None  # what was sent, and is not known to be committed or refused
         self._asked_s = 0.0
+        self._question: _Question | None = None
         self._is_in_callback = False
         self._name = f"consumer of {topic} in group {properties['group.id']}"
         callbacks = {
@@ -134,19 +144,42 @@ class Source:
         makes a refused one again by itself, and it would land behind the second and take the group back.
         """
         try:
-            patience_s = _ASKED_AGAIN_IN_CALLBACK_S if self._is_in_callback else _ASKED_AGAIN_S
-            if self._asked is None or time.monotonic() - self._asked_s > patience_s:
-                self._consumer.commit(offsets=self.offsets(positions), asynchronous=True)
-                self._asked, self._asked_s = dict(positions), time.monotonic()
-            asked = self._asked
-            known = self._consumer.committed(self.offsets(asked), timeout=_COMMITTED_S)
+            if self._is_in_callback:
+                # Here a call in another thread waits for the end of this one; and the group isn't waiting for anybody.
+                asked = self._send_commit(positions, _ASKED_AGAIN_IN_CALLBACK_S)
+                known = self._consumer.committed(self.offsets(asked), timeout=_COMMITTED_IN_CALLBACK_S)
+            else:
+                if self._question is None:
+                    self._question = self._ask(positions)
+                asked, answer = self._question
+                if not answer.is_done(_COMMIT_WAIT_S):
+                    return 0.0
+                self._question = None
+                known = answer.result
         except KafkaException as exception:
             log.warning("commit: %s", exception.args[0])
+            self._question = None
             return _COMMIT_AGAIN_S
         if any(it.offset != asked[it.partition] for it in known):
             return _COMMIT_AGAIN_S
         self._asked = None
         return None if positions.items() <= asked.items() else 0.0
+
+    def _ask(self, positions: Mapping[int, int]) -> _Question:
+        """Commit, and ask the group what it has, in a thread of its own.
+
+        The answer may be a while in coming: the broker answers nothing else while it waits for the others to join.
+        """
+        asked = self._send_commit(positions, _ASKED_AGAIN_S)
+        ask = partial(self._consumer.committed, self.offsets(asked), timeout=_COMMITTED_S)
+        return asked, Outcall("committed", ask)
+
+    def _send_commit(self, positions: Mapping[int, int], patience_s: float) -> Mapping[int, int]:
+        """Commit, unless that is under way already; return what is."""
+        if self._asked is None or time.monotonic() - self._asked_s > patience_s:
+            self._consumer.commit(offsets=self.offsets(positions), asynchronous=True)
+            self._asked, self._asked_s = dict(positions), time.monotonic()
+        return self._asked
 
     def _note_commit(self, error: KafkaError | None, partitions: Sequence[TopicPartition]) -> None:
         for refusal in (error, *(it.error for it in partitions)):
@@ -188,6 +221,9 @@ class Source:
     def close(self) -> None:
         """Leave the group. Nothing is settled any more."""
         self._closing = True
+        if self._question is not None:  # the client may not go away under a call
+            with suppress(KafkaException):
+                self._question[1].is_done(2 * _COMMITTED_S)
         try:
             self._consumer.close()
         except KafkaException as exception:  # a fatal error that nobody was told of yet

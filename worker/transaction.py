@@ -71,7 +71,7 @@ class ExactlyOnce:
         self._on_written = on_written
         self._begun = False
         self._is_closing = False  # nothing more goes into the transaction
-        self._offsets: Outcall | None = None
+        self._offsets: Outcall[object] | None = None
         self._committing = False
         self._sent: list[Written] = []
         # What the broker refused is known in the second try, or it would be refused for ever.

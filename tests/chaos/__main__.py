@@ -19,7 +19,7 @@ from tests.chaos.members import PROTOCOLS, Changes, ChangesRun, change_members
 from tests.chaos.verifier import DELIVERIES
 
 LARGE_RECORDS = 200
-BACKLOG = 8_000
+BACKLOG = 4_000
 
 
 @click.command()

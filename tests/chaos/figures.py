@@ -36,7 +36,7 @@ CHECKPOINT_S = 1.0  # the worker's default
 RATE = 240  # records a second: well under what a worker can do, so that outputs follow their inputs
 REACTION_S = 6.0  # of the group, beyond the session timeout where that is what has to pass
 
-DEVICE_S = 0.04  # a batch of 8: the device is the limit
+DEVICE_S = 0.1  # a batch of 8: the device is the limit, and not the cores that three brokers share with the worker
 LARGE_PARTITIONS = 50
 LARGE_BYTES = 4_000_000
 SLOW_S = 1.0
@@ -70,7 +70,7 @@ def recovery(cluster: Cluster, rounds: int, say: Say) -> Sequence[Figure]:
                 other.kill()
                 killed_ms = _now_ms()
                 one.wait_until(lambda: _owned(one) == PARTITIONS, IN_TIME_S, "the survivor has all")
-                goal = _images(one) + 2 * RATE
+                goal = _images(one) + 8 * RATE
                 one.wait_until(lambda goal=goal: _images(one) > goal, IN_TIME_S, "the survivor produces")  # type: ignore[misc]
         outcomes = read_log(cluster, topics, (), {}).outcomes
         of_moved = sorted(it.appended_ms for it in outcomes if it.place[0] in moved)

@@ -10,10 +10,10 @@ from tests.chaos.driver import Plan, drive
 from tests.chaos.members import PROTOCOLS, Changes, Protocol, change_members
 from tests.chaos.verifier import DELIVERIES, Delivery
 
-RECORDS = 4_000
-KILLS = 6
+RECORDS = 3_000
+KILLS = 5
 BOUNCES = 3
-CHANGES = 12
+CHANGES = 8
 
 
 @pytest.fixture(scope="module")
