@@ -12,7 +12,7 @@ from tests.chaos.verifier import DELIVERIES, Delivery
 
 RECORDS = 3_000
 KILLS = 5
-BOUNCES = 3
+BOUNCES = 1
 CHANGES = 8
 
 
