@@ -207,18 +207,18 @@ def check_properties(settings: Settings) -> None:
     Raises: `SettingsError` with what it says.
     """
     try:
-        Producer(producer_properties(settings, _ignore) | QUIET)
+        Producer(producer_properties(settings, ignore_passing) | QUIET)
         if settings.delivery == "exactly-once":
-            Producer(transactional_properties(settings, _ignore) | QUIET)
-        Consumer(consumer_properties(settings, _ignore) | QUIET).close()
+            Producer(transactional_properties(settings, ignore_passing) | QUIET)
+        Consumer(consumer_properties(settings, ignore_passing) | QUIET).close()
     except (KafkaException, TypeError, ValueError) as exception:
         said = exception.args[0].str() if isinstance(exception, KafkaException) else exception
         given = ", ".join(f"{name}={value}" for name, value in settings.kafka_properties.items())
         raise SettingsError(f"kafka property refused: {said} (set: {given or 'none'})") from exception
 
 
-def _ignore(_: KafkaError) -> None:
-    """Leave connections to the clients that work."""
+def ignore_passing(_: KafkaError) -> None:
+    """Say nothing of connections: what a client can't mend by itself is raised, or in a delivery report."""
 
 
 QUIET: Properties = {"log_level": 2}  # syslog's: critical and worse

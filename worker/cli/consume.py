@@ -12,7 +12,7 @@ from schemas.embedding import read_embedding
 from worker.cli.files import written_whole
 from worker.cli.options import settings_options
 from worker.cli.rows import WRITERS, Place, Row, rows_of
-from worker.clients import QUIET, consumer_properties, tool_admin
+from worker.clients import QUIET, consumer_properties, ignore_passing, tool_admin
 from worker.errors import KafkaSetupError
 from worker.settings import Settings, read_settings
 from worker.topics import list_topics
@@ -60,7 +60,7 @@ class _Records:
         if partitions is None:
             raise KafkaSetupError(f"no such topic at {settings.bootstrap_servers}: {self._topic}")
         # A consumer that reads by itself joins no group, and commits nothing.
-        properties = consumer_properties(settings, _ignore_passing)
+        properties = consumer_properties(settings, ignore_passing)
         self._consumer = Consumer(
             properties | QUIET | {"group.id": "clip-worker-consume", "enable.partition.eof": True}
         )
@@ -132,7 +132,3 @@ def _show(rows: Iterable[Row]) -> int:
         norm = float(np.linalg.norm(row.embedding))
         click.echo(f"{name:40}  {first} …  {len(row.embedding)} numbers, norm {norm:.3f}  {row.model}")
     return count
-
-
-def _ignore_passing(_: KafkaError) -> None:
-    """Go on: the client connects again by itself."""

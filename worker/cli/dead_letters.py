@@ -9,7 +9,7 @@ from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from schemas.dead_letter import Headers, read_dead_letter, read_omitted_sha256, without_dlq
-from worker.clients import QUIET, Properties, consumer_properties
+from worker.clients import QUIET, Properties, consumer_properties, ignore_passing
 from worker.errors import KafkaSetupError
 from worker.records import Record
 from worker.settings import Settings
@@ -127,7 +127,7 @@ def _headers(message: Message) -> Headers:
 def _reading(settings: Settings) -> Properties:
     """Return the properties of a consumer that reads by itself: it joins no group and commits nothing."""
     own = {"group.id": "clip-worker-replay", "enable.partition.eof": True, "auto.offset.reset": "earliest"}
-    return consumer_properties(settings, _ignore_passing) | QUIET | own
+    return consumer_properties(settings, ignore_passing) | QUIET | own
 
 
 def _ends(admin: AdminClient, topic: str, starts: Mapping[int, int]) -> Mapping[int, int]:
@@ -141,7 +141,3 @@ def _ends(admin: AdminClient, topic: str, starts: Mapping[int, int]) -> Mapping[
         return {each.partition: answer.result().offset for each, answer in asked.items()}
     except KafkaException as exception:
         raise KafkaSetupError(f"where {topic} ends is not told: {exception.args[0].str()}") from exception
-
-
-def _ignore_passing(_: KafkaError) -> None:
-    """Go on: the client connects again by itself."""
