@@ -48,7 +48,7 @@ chaos: setup
 
 lock: setup
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
-		--extra worker --group dev pyproject.toml --output-file requirements.lock
+		--extra worker --extra heic --group dev pyproject.toml --output-file requirements.lock
 
 clean:
 	rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache
