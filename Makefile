@@ -4,7 +4,7 @@ FOLDER ?=
 RECORDS ?= 100000
 KILLS ?= 50
 BOUNCES ?= 20
-CHANGES ?= 100
+CHANGES ?= 120
 SEED ?=
 BIN := .venv/bin
 

@@ -84,7 +84,9 @@ class Batcher:
         for place in range(places):
             self._free.put(place)
         self._turn = Lock()  # one record collects its places at a time: two with half of theirs would wait for ever
-        self._ready: SimpleQueue[Job | None] = SimpleQueue()
+        self._ready: SimpleQueue[Job | None] = SimpleQueue()  # None only wakes
+        self._lingers = True
+        self._closed = False
         self._left: list[tuple[Job, int]] = []  # images of a record that the last batch had no room for
 
     def put(self, prepared: Prepared, done: Callable[[Outcome], None]) -> None:
@@ -113,16 +115,24 @@ class Batcher:
                 job = self._ready.get(timeout=self._patience(bool(images), deadline))
             except Empty:
                 break
-            if job is None:
+            if self._closed:
                 raise Closed
+            if job is None:
+                continue
             if deadline is None:
                 deadline = time.monotonic() + self._max_wait_s
             images += [(job, index) for index in range(len(job.places))]
         images, self._left = images[: self._max_batch], images[self._max_batch :]
         return self._gather(images)
 
+    def linger(self, *, allowed: bool) -> None:
+        """Say whether a batch may wait for more images. Called by the main thread."""
+        self._lingers = allowed
+        self._ready.put(None)
+
     def close(self, threads: int) -> None:
         """Wake everyone who waits; `threads` is how many may wait in `put`."""
+        self._closed = True
         self._ready.put(None)
         for _ in range(threads):
             self._free.put(None)
@@ -141,7 +151,7 @@ class Batcher:
         """Return how long to wait for more: as long as it takes for the first image, then until the deadline."""
         if not has_images:
             return None
-        return 0.0 if deadline is None else max(0.0, deadline - time.monotonic())
+        return 0.0 if deadline is None or not self._lingers else max(0.0, deadline - time.monotonic())
 
     def _gather(self, images: Sequence[tuple[Job, int]]) -> Batch:
         """Copy the images together, uint8 ones first, and give their places back."""

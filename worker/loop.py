@@ -22,6 +22,7 @@ _FULL_BEFORE_PAUSE_S = 1.0
 _COMMIT_WAIT_S = 0.02
 _TAKEN_AT_ONCE = 64
 _LAST_COMMIT_S = 5.0  # after a stop's deadline, for what is finished
+_SHARE_OF_LAST_COMMIT = 0.2  # of the time for a revocation, likewise
 # A call that waits for a broker comes back in its own time: seen to take 20 s where the coordinator is away.
 _CLIENT_PATIENCE_S = 30.0
 
@@ -73,6 +74,9 @@ class Flow(Protocol):
 
     def drop(self, partitions: Sequence[int]) -> None:
         """Forget what is in flight of these partitions."""
+
+    def linger(self, *, allowed: bool) -> None:
+        """Say whether a batch may wait for more records than are there."""
 
 
 class Delivers(Protocol):
@@ -188,16 +192,22 @@ class Loop:
         log.info("assigned %s, own %d partitions", sorted(partitions), len(self._owned))
 
     def revoked(self, partitions: Sequence[int]) -> None:
-        """Settle partitions before they are given up; what isn't finished in time goes to their next owner."""
-        settled = False
+        """Settle partitions before they are given up.
+
+        What isn't finished in time goes to their next owner; what was finished before it is committed.
+        """
+        settled = committed = False
         try:
             deadline_s = self._clock() + self._times.revoke_timeout_s
-            settled = self._settle(partitions, deadline_s, self._pipeline.wait)
+            finished_by_s = deadline_s - _SHARE_OF_LAST_COMMIT * self._times.revoke_timeout_s
+            settled = committed = self._settle(partitions, finished_by_s, self._pipeline.wait)
+            if not settled:
+                committed = self._commit_by(deadline_s, self._pipeline.wait)
         finally:
             self._give_up(partitions)
             said = "" if settled else " before all of it was done"
             log.info("revoked %s%s, own %d partitions", sorted(partitions), said, len(self._owned))
-        if not settled:
+        if not committed:
             self._delivery.abandon()
 
     def _give_up(self, partitions: Sequence[int]) -> None:
@@ -310,12 +320,8 @@ class Loop:
 
         `wait` passes the seconds before a commit is tried again.
         """
-        while self._pipeline.has(partitions):
-            if self._clock() >= deadline_s:
-                return False
-            self._activity.begin("settling")
-            self._pipeline.wait(_OUTCOME_WAIT_S)
-            self._move_on()
+        if not self._finish(partitions, deadline_s):
+            return False
         while any(partition in self._positions for partition in partitions):
             if self._clock() >= deadline_s:
                 return False
@@ -325,6 +331,19 @@ class Loop:
                 self._hand_on()
         return True
 
+    def _finish(self, partitions: Sequence[int], deadline_s: float) -> bool:
+        self._pipeline.linger(allowed=False)
+        try:
+            while self._pipeline.has(partitions):
+                if self._clock() >= deadline_s:
+                    return False
+                self._activity.begin("settling")
+                self._pipeline.wait(_OUTCOME_WAIT_S)
+                self._move_on()
+        finally:
+            self._pipeline.linger(allowed=True)
+        return True
+
     def _settle_everything(self) -> None:
         """Finish what is in flight, and commit it. Raises: `DrainTimeout`, with what is finished committed."""
         deadline_s = self._clock() + self._times.drain_timeout_s
@@ -332,8 +351,7 @@ class Loop:
             # A group that rebalances goes on only while its members poll; a record that comes is not taken in.
             if self._settle(sorted(self._owned), deadline_s, self._source.poll):
                 return
-            self._hand_on()
-            committed = self._commit_by(self._clock() + _LAST_COMMIT_S)
+            committed = self._commit_by(self._clock() + _LAST_COMMIT_S, self._source.poll)
         except Rewind as rewind:  # nothing of it was written, and nothing of it is committed
             log.warning("%s: left to the next worker", rewind)
             return
@@ -342,12 +360,14 @@ class Loop:
             + ("" if committed else ", and what was finished could not be committed")
         )
 
-    def _commit_by(self, deadline_s: float) -> bool:
+    def _commit_by(self, deadline_s: float, wait: Callable[[float], object]) -> bool:
+        """Commit what is finished; see `_settle` for `wait`. False where the time runs out."""
+        self._hand_on()
         while self._positions:
             again_s = self._checkpoint()
             if again_s is None:
                 continue
             if self._clock() >= deadline_s:
                 return False
-            self._source.poll(max(again_s, _OUTCOME_WAIT_S))
+            wait(max(again_s, _OUTCOME_WAIT_S))
         return True

@@ -151,6 +151,10 @@ class Pipeline:
         self._line = deque(kept)
         self._bytes = sum(place.record.size_bytes for place in kept)
 
+    def linger(self, *, allowed: bool) -> None:
+        """Say whether a batch may wait for more images than are there."""
+        self._batcher.linger(allowed=allowed)
+
     def has(self, partitions: Sequence[int]) -> bool:
         """Return whether anything of these partitions is in flight."""
         return any(place.record.partition in partitions for place in self._line)

@@ -5,40 +5,80 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import click
 from rich.console import Console
 from rich.table import Table
 
-from tests.chaos.cluster import running_cluster
-from tests.chaos.driver import LOGS, Plan, Run, drive
+from tests.chaos.cluster import Cluster, running_cluster
+from tests.chaos.driver import LOGS, Plan, Run, Say, drive
 from tests.chaos.figures import Figure, memory_of_large_records, memory_of_small_records, recovery, throughput
 from tests.chaos.members import PROTOCOLS, Changes, ChangesRun, change_members
+from tests.chaos.models import INSTANT, REAL
 from tests.chaos.verifier import DELIVERIES
 
 LARGE_RECORDS = 200
 BACKLOG = 4_000
+REAL_COUNTS = (1_500, 6, 2)  # records, kills and bounces of the run with the real model
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much is done, and by which schedule."""
+
+    records: int
+    kills: int
+    bounces: int
+    changes: int
+    rounds: int
+    small_records: int
+    seed: int
+
+
+def _faults(cluster: Cluster, size: Size, say: Say) -> Iterator[Figure]:
+    for delivery in DELIVERIES:
+        yield from faults(drive(cluster, Plan(delivery, size.records, size.kills, size.bounces, size.seed), say))
+
+
+def _real_model(cluster: Cluster, size: Size, say: Say) -> Iterator[Figure]:
+    for delivery in DELIVERIES:
+        yield from faults(drive(cluster, Plan(delivery, *REAL_COUNTS, size.seed, REAL), say))
+
+
+def _membership(cluster: Cluster, size: Size, say: Say) -> Iterator[Figure]:
+    for delivery, protocol in product(DELIVERIES, PROTOCOLS):
+        yield from membership(change_members(cluster, Changes(delivery, protocol, size.changes, size.seed), say))
+
+
+def _memory(cluster: Cluster, size: Size, say: Say) -> Iterator[Figure]:
+    yield from memory_of_large_records(cluster, LARGE_RECORDS, say)
+    yield from memory_of_small_records(cluster, size.small_records, say)
+
+
+PARTS: Mapping[str, Callable[[Cluster, Size, Say], Iterable[Figure]]] = {
+    "faults": _faults,
+    "real-model": _real_model,
+    "membership": _membership,
+    "recovery": lambda cluster, size, say: recovery(cluster, size.rounds, say),
+    "throughput": lambda cluster, _, say: throughput(cluster, BACKLOG, say),
+    "memory": _memory,
+}
 
 
 @click.command()
 @click.option("--records", default=100_000, show_default=True, help="records of each run with faults")
 @click.option("--kills", default=50, show_default=True, help="workers killed, terminated or stopped in each")
 @click.option("--bounces", default=20, show_default=True, help="nodes taken away in each")
-@click.option("--changes", default=100, show_default=True, help="members that join or leave, under each protocol")
-@click.option("--seed", type=int, help="of the schedules; a new one unless set")
+@click.option("--changes", default=120, show_default=True, help="members that join or leave, under each protocol")
 @click.option("--rounds", default=10, show_default=True, help="of the recoveries, whose medians are taken")
 @click.option("--small-records", default=300_000, show_default=True, help="over which memory may not grow")
-def main(
-    records: int,
-    kills: int,
-    bounces: int,
-    changes: int,
-    seed: int | None,
-    rounds: int,
-    small_records: int,
-) -> None:
+@click.option("--seed", type=int, help="of the schedules; a new one unless set")
+@click.option("--part", "parts", type=click.Choice(list(PARTS)), multiple=True, help="do only this; may be repeated")
+def main(seed: int | None, parts: tuple[str, ...], **counts: int) -> None:
     """Prove the guarantees on a cluster of three nodes."""
     seed = random.randrange(10_000) if seed is None else seed  # noqa: S311 - a schedule, no secret
     console, begun_s = Console(), time.monotonic()
@@ -52,15 +92,8 @@ def main(
     figures: list[Figure] = []
     with tempfile.TemporaryDirectory() as folder, running_cluster(Path(folder)) as cluster:
         say(cluster.route)
-        for delivery in DELIVERIES:
-            figures += faults(drive(cluster, Plan(delivery, records, kills, bounces, seed), say))
-        for delivery in DELIVERIES:
-            for protocol in PROTOCOLS:
-                figures += membership(change_members(cluster, Changes(delivery, protocol, changes, seed), say))
-        figures += recovery(cluster, rounds, say)
-        figures += throughput(cluster, BACKLOG, say)
-        figures += memory_of_large_records(cluster, LARGE_RECORDS, say)
-        figures += memory_of_small_records(cluster, small_records, say)
+        for part in parts or PARTS:
+            figures += PARTS[part](cluster, Size(**counts, seed=seed), say)
     console.print(_table(figures))
     sys.exit(0 if all(figure.holds for figure in figures) else 1)
 
@@ -68,7 +101,10 @@ def main(
 def faults(run: Run) -> Sequence[Figure]:
     """Return the figures of a run with faults."""
     plan, report = run.plan, run.report
-    name = f"{plan.delivery}: {plan.records} records, {plan.kills} kills, {plan.bounces} bounces, seed {plan.seed}"
+    model = "" if plan.model is INSTANT else f", {plan.model.name}"
+    name = (
+        f"{plan.delivery}{model}: {plan.records} records, {plan.kills} kills, {plan.bounces} bounces, seed {plan.seed}"
+    )
     shown = (
         f"{report.embeddings} embeddings, {report.dead_letters} dead letters, {report.tombstones} tombstones, "
         f"{report.nothing} skipped; {run.rewinds} rewinds, {run.sessions_ended} sessions ended"

@@ -89,9 +89,8 @@ class Cluster:
             node.close()
 
     def _in_sync(self) -> bool:
-        shown = self._admin.list_topics(timeout=REQUEST_TIMEOUT_S)
-        partitions = [partition for topic in shown.topics.values() for partition in topic.partitions.values()]
-        return len(shown.brokers) == NODES and all(len(it.isrs) == len(it.replicas) for it in partitions)
+        """Return whether every node says so: one that stayed may not know yet that another was away."""
+        return all(_shows_all_in_sync(node) for node in self._nodes.values())
 
 
 @contextmanager
@@ -102,6 +101,15 @@ def running_cluster(folder: Path) -> Iterator[Cluster]:
         yield cluster
     finally:
         cluster.close()
+
+
+def _shows_all_in_sync(node: Kafka) -> bool:
+    # A client asks the node that it was made with first; later it would ask any of them.
+    shown = AdminClient({"bootstrap.servers": node.bootstrap_servers, "log_level": 0}).list_topics(
+        timeout=REQUEST_TIMEOUT_S
+    )
+    partitions = [partition for topic in shown.topics.values() for partition in topic.partitions.values()]
+    return len(shown.brokers) == NODES and all(len(it.isrs) == len(it.replicas) for it in partitions)
 
 
 def _partition_of(name: str) -> int:

@@ -21,6 +21,7 @@ from tests.broker.kafka import Brokers, Topics, create_topic, wait_until
 from tests.broker.processes import Worker, group_of, started_worker
 from tests.chaos.cluster import NODES, Cluster
 from tests.chaos.forks import STACKS, Fork
+from tests.chaos.models import INSTANT, Model
 from tests.chaos.stream import Stream
 from tests.chaos.verifier import Delivery, Report, Sample, most_within, read_log, verify
 from tests.chaos.watch import Watch, keep_sampling
@@ -57,6 +58,7 @@ class Plan:
     kills: int
     bounces: int
     seed: int
+    model: Model = INSTANT
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,10 @@ class _Drive:
         own = flags(self.plan.delivery)
         if self.plan.delivery == "exactly-once" and self.random.random() < 0.5:
             own += ("--transactional-id", f"{self.topics.output}-{slot}")
-        return self.stack.enter_context(started_worker(self.cluster, self.topics, *own, launch=Fork))
+        model = self.plan.model
+        own += model.flags
+        worker = started_worker(self.cluster, self.topics, *own, module=model.module, launch=Fork)
+        return self.stack.enter_context(worker)
 
     def pause(self, longest_s: float, shortest_s: float = 0.0) -> None:
         self.finished.wait(self.random.uniform(shortest_s, longest_s))
@@ -259,7 +264,7 @@ def _events(plan: Plan, schedule: random.Random) -> list[Callable[[_Drive], None
 def _account(run: _Drive, samples: Sequence[Sample]) -> Run:
     plan, watch = run.plan, run.watch
     watch.wait_for_transactions(COMMITTED_TIMEOUT_S)
-    log = read_log(run.cluster, run.topics, [*samples, watch.sample()], watch.input_ends())
+    log = read_log(run.cluster, run.topics, [*samples, watch.sample()], watch.input_ends(), plan.model)
     unclean_ends = run.unclean_ends + run.sessions_ended
     since_checkpoint = most_within(log.outcomes, CHECKPOINT_S + 1) + IN_FLIGHT
     allowed = unclean_ends * since_checkpoint if plan.delivery == "at-least-once" else 0

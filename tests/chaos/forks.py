@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.broker import instant_worker
+from tests.broker.processes import INSTANT, REAL
+from worker.cli.main import main
 
 _forkserver = multiprocessing.get_context("forkserver")
 _forkserver.set_forkserver_preload([instant_worker.__name__])
@@ -25,7 +27,7 @@ class Fork:
 
     def __init__(self, command: Sequence[str], log: Path, env: Mapping[str, str]) -> None:
         log.touch()
-        self._process = _forkserver.Process(target=_work, args=(list(command[1:]), log, dict(env)))
+        self._process = _forkserver.Process(target=_work, args=(tuple(command), log, dict(env)))
         self._process.start()
 
     @property
@@ -45,7 +47,7 @@ class Fork:
         return self._process.exitcode
 
 
-def _work(arguments: Sequence[str], log: Path, env: Mapping[str, str]) -> None:
+def _work(command: Sequence[str], log: Path, env: Mapping[str, str]) -> None:
     file = os.open(log, os.O_WRONLY | os.O_CREAT)
     os.dup2(file, sys.stdout.fileno())
     os.dup2(file, sys.stderr.fileno())
@@ -54,4 +56,8 @@ def _work(arguments: Sequence[str], log: Path, env: Mapping[str, str]) -> None:
     for name in [name for name in os.environ if name.startswith("WORKER_")]:
         del os.environ[name]
     os.environ.update(env)
-    instant_worker.start(arguments)
+    if command[: len(REAL)] == REAL:
+        sys.argv[1:] = command[1:]
+        main()
+    else:
+        instant_worker.start(command[len(INSTANT) :])

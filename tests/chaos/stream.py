@@ -16,9 +16,10 @@ import numpy as np
 from confluent_kafka import KafkaError, Message, Producer
 from PIL import Image
 
-from tests.broker.instant_worker import GEOMETRY, MODEL_INPUT, InstantEncoder
 from tests.broker.kafka import REQUEST_TIMEOUT_S, Brokers
-from worker.images import Fast
+from worker.images import Fast, Geometry
+from worker.pipeline import Encodes
+from worker.records import ModelInput
 
 KEYS = 500
 POISON_EVERY = 20
@@ -110,12 +111,15 @@ class Stream:
         self._failure = self._failure or error
 
 
-def embeddings() -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    """Return float32 [IMAGES, D]: what the instant encoder makes of each picture."""
-    fast = Fast(MODEL_INPUT, GEOMETRY, max_pixels=1_000_000)
-    pixels = np.stack([np.asarray(fast(picture)) for picture in _PICTURES])
-    none = np.empty((0, MODEL_INPUT.size, MODEL_INPUT.size, 3), np.float32)
-    return InstantEncoder().encode(pixels, none)
+Embeddings = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+"""float32 [IMAGES, D]: what a model makes of each picture."""
+
+
+def embeddings(encoder: Encodes, model_input: ModelInput, geometry: Geometry) -> Embeddings:
+    """Return what this model makes of each picture."""
+    fast = Fast(model_input, geometry, max_pixels=1_000_000)
+    none = np.empty((0, model_input.size, model_input.size, 3), np.float32)
+    return np.concatenate([encoder.encode(np.asarray(fast(picture))[None], none) for picture in _PICTURES])
 
 
 def headers_of(message: Message) -> dict[str, bytes]:
@@ -134,8 +138,8 @@ def expectation(message: Message) -> str:
 class Judge:
     """Says what an outcome is: `1234: image 17`, `1234: null`, `1234: bad-image of <the value's checksum>`."""
 
-    def __init__(self) -> None:
-        self._embeddings = embeddings()
+    def __init__(self, embeddings: Embeddings) -> None:
+        self._embeddings = embeddings
 
     def said(self, message: Message) -> str:
         """Return it; what fits nothing is described."""

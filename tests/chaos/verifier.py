@@ -12,6 +12,7 @@ from typing import Literal
 from confluent_kafka import Message
 
 from tests.broker.kafka import Brokers, Topics, read_each
+from tests.chaos.models import INSTANT, Model
 from tests.chaos.stream import Judge, expectation, headers_of
 
 Delivery = Literal["at-least-once", "exactly-once"]
@@ -80,9 +81,15 @@ class Report:
     problems: Sequence[str] = field(default=())
 
 
-def read_log(brokers: Brokers, topics: Topics, samples: Sequence[Sample], input_ends: Mapping[int, int]) -> Log:
+def read_log(
+    brokers: Brokers,
+    topics: Topics,
+    samples: Sequence[Sample],
+    input_ends: Mapping[int, int],
+    model: Model = INSTANT,
+) -> Log:
     """Read a finished run."""
-    judge = Judge()
+    judge = Judge(model.embeddings())
     inputs = [
         Input(_place_of(it), it.key(), expectation(it)) for it in read_each(brokers.bootstrap_servers, topics.input)
     ]

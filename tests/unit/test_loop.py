@@ -109,6 +109,7 @@ class _Flow:
     takes_s: Callable[[Record], float]
     max_records: int
     line: list[tuple[Record, float]] = field(default_factory=list)
+    lingers: list[bool] = field(default_factory=list)
     most: int = 0
 
     @property
@@ -139,6 +140,9 @@ class _Flow:
 
     def drop(self, partitions: Sequence[int]) -> None:
         self.line = [(record, at_s) for record, at_s in self.line if record.partition not in partitions]
+
+    def linger(self, *, allowed: bool) -> None:
+        self.lingers.append(allowed)
 
 
 @dataclass
@@ -519,7 +523,6 @@ def test_what_can_not_be_settled_in_time_is_dropped_and_not_committed() -> None:
         ("sent", 0, 5),
         ("committed", {0: 6}),
         ("revoked", 1),
-        ("abandoned",),
         ("sent", 1, 40),
         ("committed", {1: 41}),
     ]
@@ -535,7 +538,38 @@ def test_a_partition_is_given_up_when_its_time_is_up() -> None:
 
     session.run(until_s=4)
 
-    assert 2 <= given_up_s[0] < 2.2
+    assert 1.6 <= given_up_s[0] < 2
+
+
+def test_what_is_finished_of_a_partition_is_committed_when_its_time_is_up() -> None:
+    session = _Session(
+        takes_s=lambda record: NEVER if record.offset == 7 else 0.5, times=replace(TIMES, checkpoint_interval_s=60)
+    )
+    session.comes(0.0, _record(5))
+    session.comes(1.0, _record(6), _record(7))
+    session.source.revoke(1.1, 0)
+
+    session.run(until_s=4)
+
+    assert session.events == [
+        ("assigned", 2),
+        ("sent", 0, 5),
+        ("committed", {0: 6}),
+        ("sent", 0, 6),
+        ("committed", {0: 7}),
+        ("revoked", 1),
+    ]
+
+
+def test_no_batch_waits_for_more_records_while_a_partition_is_settled() -> None:
+    session = _Session(takes_s=lambda _: 0.1)
+    session.comes(0.0, _record(5))
+    session.source.revoke(0.05, 0)
+    session.source.coming.append((0.2, lambda _: session.events.append(("lingers", *session.flow.lingers))))
+
+    session.run(until_s=1)
+
+    assert ("lingers", False, True) in session.events
 
 
 def test_a_commit_that_stays_refused_does_not_keep_a_partition() -> None:

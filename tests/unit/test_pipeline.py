@@ -1,7 +1,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from threading import Event, Lock, Thread
+from threading import Event, Lock, Thread, Timer
 
 import numpy as np
 import numpy.typing as npt
@@ -653,6 +653,33 @@ def test_a_batch_waits_for_more_until_it_is_full() -> None:
     other.join(PATIENCE_S)
     assert _values(batch.pixels) == [1, 2]
     assert time.monotonic() - begun_s < PATIENCE_S
+
+
+def test_a_batch_that_waits_for_more_leaves_once_it_may_not_linger() -> None:
+    batcher = Batcher(8, SIDE, max_batch=2, max_wait_s=PATIENCE_S)
+    _put(batcher, 0, b"\x01")
+    begun_s = time.monotonic()
+    hurry = Timer(0.05, lambda: batcher.linger(allowed=False))
+    hurry.start()
+
+    batch = batcher.take()
+
+    hurry.join(PATIENCE_S)
+    assert _values(batch.pixels) == [1]
+    assert time.monotonic() - begun_s < PATIENCE_S
+
+
+def test_a_batch_lingers_again_once_it_may() -> None:
+    batcher = Batcher(8, SIDE, max_batch=2, max_wait_s=0.05)
+    batcher.linger(allowed=False)
+    batcher.linger(allowed=True)
+    _put(batcher, 0, b"\x01")
+    begun_s = time.monotonic()
+
+    batch = batcher.take()
+
+    assert _values(batch.pixels) == [1]
+    assert time.monotonic() - begun_s >= 0.05
 
 
 def test_a_batch_waits_no_longer_for_more_than_it_may() -> None:
