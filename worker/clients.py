@@ -6,7 +6,7 @@ Measured reasons for the defaults are in the README, "Decisions".
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -165,7 +165,7 @@ def tool_properties(settings: Settings) -> Properties:
     return common_properties(settings) | QUIET
 
 
-def consumer_properties(settings: Settings, on_error: Callable[[KafkaError], None]) -> Properties:
+def consumer_properties(settings: Settings) -> Properties:
     """Return the properties of the worker's consumer."""
     own = {name: value for name, value in settings.kafka_properties.items() if name not in PRODUCER_ONLY}
     protocol: Properties = {} if own.get("group.protocol") == "consumer" else _CLASSIC_PROTOCOL
@@ -178,11 +178,10 @@ def consumer_properties(settings: Settings, on_error: Callable[[KafkaError], Non
         "isolation.level": "read_committed",
         "enable.auto.commit": False,
         "enable.auto.offset.store": False,
-        "error_cb": on_error,
     }
 
 
-def producer_properties(settings: Settings, on_error: Callable[[KafkaError], None]) -> Properties:
+def producer_properties(settings: Settings) -> Properties:
     """Return the properties of a producer whose records are acknowledged by all in-sync replicas, in order."""
     own = {name: value for name, value in settings.kafka_properties.items() if name not in CONSUMER_ONLY}
     return {
@@ -191,13 +190,12 @@ def producer_properties(settings: Settings, on_error: Callable[[KafkaError], Non
         **own,
         "enable.idempotence": True,
         "acks": "all",
-        "error_cb": on_error,
     }
 
 
-def transactional_properties(settings: Settings, on_error: Callable[[KafkaError], None]) -> Properties:
+def transactional_properties(settings: Settings) -> Properties:
     """Return the properties of a producer whose records and offsets go out in transactions."""
-    own = producer_properties(settings, on_error)
+    own = producer_properties(settings)
     return _TRANSACTION_DEFAULTS | own | {"transactional.id": settings.transactional_id or client_id()}
 
 
@@ -207,21 +205,22 @@ def check_properties(settings: Settings) -> None:
     Raises: `SettingsError` with what it says.
     """
     try:
-        Producer(producer_properties(settings, ignore_passing) | QUIET)
+        Producer(producer_properties(settings) | QUIET)
         if settings.delivery == "exactly-once":
-            Producer(transactional_properties(settings, ignore_passing) | QUIET)
-        Consumer(consumer_properties(settings, ignore_passing) | QUIET).close()
+            Producer(transactional_properties(settings) | QUIET)
+        Consumer(consumer_properties(settings) | QUIET).close()
     except (KafkaException, TypeError, ValueError) as exception:
         said = exception.args[0].str() if isinstance(exception, KafkaException) else exception
         given = ", ".join(f"{name}={value}" for name, value in settings.kafka_properties.items())
         raise SettingsError(f"kafka property refused: {said} (set: {given or 'none'})") from exception
 
 
-def ignore_passing(_: KafkaError) -> None:
+def _ignore_passing(_: KafkaError) -> None:
     """Say nothing of connections: what a client can't mend by itself is raised, or in a delivery report."""
 
 
-QUIET: Properties = {"log_level": 2}  # syslog's: critical and worse
+# For the clients of commands, whose errors are the command's to tell: of the log only what is critical and worse.
+QUIET: Properties = {"log_level": 2, "error_cb": _ignore_passing}
 
 _CONSUMER_DEFAULTS: Properties = {
     "auto.offset.reset": "earliest",

@@ -11,7 +11,7 @@ from functools import partial
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from schemas.dead_letter import Reason
-from worker.clients import Properties, failure, guarded
+from worker.clients import Properties, failure, guarded, log_error
 from worker.errors import ClientFailed, KafkaSetupError
 from worker.outbound import Attempt
 from worker.records import Outbound, TopicLimits
@@ -77,7 +77,7 @@ class Dispatch:
         """Connect; `limits` are what each topic admits."""
         admitted = min(each.max_message_bytes for each in limits.values())
         batch_bytes = min(int(properties.get("batch.size", _BATCH_BYTES)), admitted)
-        self.producer = Producer(properties | {"batch.size": batch_bytes}, logger=log)
+        self.producer = Producer(properties | {"batch.size": batch_bytes, "error_cb": log_error}, logger=log)
         self.unacknowledged = 0
         self._bytes = 0
         self._max_bytes = int(properties["queue.buffering.max.kbytes"]) * 1024

@@ -18,7 +18,6 @@ from worker.clients import (
     admin_client,
     client_id,
     consumer_properties,
-    log_error,
     producer_properties,
     transactional_properties,
 )
@@ -156,7 +155,7 @@ class Sessions:
     def _open_session(self, stack: ExitStack, pipeline: Pipeline) -> Loop:
         """Connect the clients; the stack closes them, the producer before the consumer."""
         settings = self._settings
-        properties = consumer_properties(settings, log_error)
+        properties = consumer_properties(settings)
         source = Source(properties, settings.input_topic, self._note_group)
         stack.callback(source.close)
         delivery = self._open_delivery(source)
@@ -177,9 +176,9 @@ class Sessions:
 
     def _open_delivery(self, source: Source) -> AtLeastOnce | ExactlyOnce:
         if self._settings.delivery == "exactly-once":
-            properties = transactional_properties(self._settings, log_error)
+            properties = transactional_properties(self._settings)
             return ExactlyOnce(properties, self._limits, self._outbox(), source, self._note_written)
-        properties = producer_properties(self._settings, log_error)
+        properties = producer_properties(self._settings)
         return AtLeastOnce(properties, self._limits, self._outbox(), source.commit, self._note_written)
 
     def _outbox(self) -> Outbox:

@@ -277,7 +277,7 @@ class Source:
 
     def _record(self, message: Message) -> Record:
         kind, timestamp_ms = message.timestamp()
-        headers = _headers(message)
+        headers = read_headers(message)
         return Record(
             topic=self._topic,
             partition=message.partition(),  # type: ignore[arg-type]  # None only where there is an error
@@ -290,7 +290,7 @@ class Source:
         )
 
 
-def _headers(message: Message) -> Headers | None:
+def read_headers(message: Message) -> Headers | None:
     """Return the headers in their order, None where the client can't give them: a name isn't UTF-8."""
     try:
         return tuple(message.headers() or ())  # type: ignore[arg-type]  # a list of pairs

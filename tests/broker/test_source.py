@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from confluent_kafka import Consumer
 
 from tests.broker.kafka import Kafka, Sent, create_topic, produce
-from worker.clients import Properties, consumer_properties, log_error
+from worker.clients import Properties, consumer_properties
 from worker.errors import Rewind
 from worker.records import Record
 from worker.settings import Settings
@@ -72,7 +72,7 @@ def test_a_record_that_comes_with_the_failure_of_a_rebalance_comes_again(kafka: 
     settings = Settings(
         bootstrap_servers=kafka.bootstrap_servers, group_id=topic, kafka={"heartbeat.interval.ms": "300"}
     )
-    properties = consumer_properties(settings, log_error)
+    properties = consumer_properties(settings)
     listener = _Listener(lambda: produce(kafka.bootstrap_servers, topic, records))
     source = Source(properties, topic, lambda _: None)
     try:

@@ -7,7 +7,7 @@ import pytest
 from confluent_kafka import KafkaError
 
 from tests.faults.mock_cluster import Api, MockCluster, mock_cluster
-from worker.clients import consumer_properties, log_error
+from worker.clients import consumer_properties
 from worker.settings import Settings
 from worker.source import Source
 
@@ -37,7 +37,7 @@ def cluster() -> Iterator[MockCluster]:
 def source(cluster: MockCluster) -> Iterator[Source]:
     cluster.create_topic("documents", 1)
     settings = Settings(bootstrap_servers=cluster.bootstrap_servers)
-    member, listener = Source(consumer_properties(settings, log_error), "documents", lambda _: None), _Listener()
+    member, listener = Source(consumer_properties(settings), "documents", lambda _: None), _Listener()
     member.subscribe(listener)
     _poll(member, IN_TIME_S, lambda: listener.owned == {0})
     assert listener.owned == {0}

@@ -3,7 +3,7 @@ import os
 from collections.abc import Callable, Mapping
 
 import pytest
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
+from confluent_kafka import Consumer, KafkaException, Producer
 
 from worker.clients import (
     CONSUMER_ONLY,
@@ -488,10 +488,6 @@ def _ignored(client: type[Consumer | Producer], properties: Mapping[str, object]
     return [line for line in handler.lines if "will be ignored by this" in line]
 
 
-def _nothing(_: KafkaError) -> None:
-    pass
-
-
 def test_every_property_of_our_lists_has_a_value_here() -> None:
     assert (set(CONSUMERS), set(PRODUCERS) | NOT_TEXT) == (set(CONSUMER_ONLY), set(PRODUCER_ONLY))
 
@@ -527,9 +523,9 @@ def test_librdkafka_takes_no_text_for_a_function(client: type[Consumer | Produce
 def test_a_consumer_property_reaches_the_consumer_only(name: str) -> None:
     settings = read_settings({"kafka": {name: "x"}})
 
-    assert consumer_properties(settings, _nothing)[name] == "x"
-    assert name not in producer_properties(settings, _nothing)
-    assert name not in transactional_properties(settings, _nothing)
+    assert consumer_properties(settings)[name] == "x"
+    assert name not in producer_properties(settings)
+    assert name not in transactional_properties(settings)
     assert name not in common_properties(settings)
 
 
@@ -537,9 +533,9 @@ def test_a_consumer_property_reaches_the_consumer_only(name: str) -> None:
 def test_a_producer_property_reaches_the_producers_only(name: str) -> None:
     settings = read_settings({"kafka": {name: "x"}})
 
-    assert producer_properties(settings, _nothing)[name] == "x"
-    assert transactional_properties(settings, _nothing)[name] == "x"
-    assert name not in consumer_properties(settings, _nothing)
+    assert producer_properties(settings)[name] == "x"
+    assert transactional_properties(settings)[name] == "x"
+    assert name not in consumer_properties(settings)
     assert name not in common_properties(settings)
 
 
@@ -552,9 +548,9 @@ def test_any_other_property_reaches_every_client(name: str) -> None:
     assert [
         properties[name]
         for properties in (
-            consumer_properties(settings, _nothing),
-            producer_properties(settings, _nothing),
-            transactional_properties(settings, _nothing),
+            consumer_properties(settings),
+            producer_properties(settings),
+            transactional_properties(settings),
             common_properties(settings),
         )
     ] == ["x"] * 4
@@ -569,9 +565,9 @@ def test_the_guarantees_do_not_depend_on_the_users_properties(own: dict[str, str
     settings = read_settings({"kafka": own, "transactional_id": "worker-0"})
 
     written = {"bootstrap.servers": "broker:9092", "acks": "all", "enable.idempotence": True}
-    assert _of_guarantees(producer_properties(settings, _nothing)) == written
-    assert _of_guarantees(transactional_properties(settings, _nothing)) == {**written, "transactional.id": "worker-0"}
-    assert _of_guarantees(consumer_properties(settings, _nothing)) == {
+    assert _of_guarantees(producer_properties(settings)) == written
+    assert _of_guarantees(transactional_properties(settings)) == {**written, "transactional.id": "worker-0"}
+    assert _of_guarantees(consumer_properties(settings)) == {
         "bootstrap.servers": "broker:9092",
         "group.id": "clip-worker",
         "isolation.level": "read_committed",
@@ -589,9 +585,9 @@ def test_the_guarantees_do_not_depend_on_the_users_properties(own: dict[str, str
 def test_librdkafka_ignores_none_of_the_workers_properties(own: dict[str, str]) -> None:
     settings: Settings = read_settings({"bootstrap_servers": "127.0.0.1:1", "kafka": own})
 
-    assert _ignored(Consumer, consumer_properties(settings, _nothing)) == []
-    assert _ignored(Producer, producer_properties(settings, _nothing)) == []
-    assert _ignored(Producer, transactional_properties(settings, _nothing)) == []
+    assert _ignored(Consumer, consumer_properties(settings)) == []
+    assert _ignored(Producer, producer_properties(settings)) == []
+    assert _ignored(Producer, transactional_properties(settings)) == []
 
 
 @pytest.mark.parametrize("delivery", ["at-least-once", "exactly-once"])

@@ -12,7 +12,7 @@ from schemas.embedding import read_embedding
 from worker.cli.files import written_whole
 from worker.cli.options import settings_options
 from worker.cli.rows import WRITERS, Place, Row, rows_of
-from worker.clients import QUIET, consumer_properties, ignore_passing, tool_admin
+from worker.clients import QUIET, consumer_properties, tool_admin
 from worker.errors import KafkaSetupError
 from worker.settings import Settings, read_settings
 from worker.topics import list_topics
@@ -60,10 +60,8 @@ class _Records:
         if partitions is None:
             raise KafkaSetupError(f"no such topic at {settings.bootstrap_servers}: {self._topic}")
         # A consumer that reads by itself joins no group, and commits nothing.
-        properties = consumer_properties(settings, ignore_passing)
-        self._consumer = Consumer(
-            properties | QUIET | {"group.id": "clip-worker-consume", "enable.partition.eof": True}
-        )
+        own = {"group.id": "clip-worker-consume", "enable.partition.eof": True}
+        self._consumer = Consumer(consumer_properties(settings) | QUIET | own)
         self._unread = set(range(partitions))
         self._consumer.assign([TopicPartition(self._topic, number, OFFSET_BEGINNING) for number in self._unread])
 

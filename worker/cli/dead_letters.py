@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
-from schemas.dead_letter import Headers, read_dead_letter, read_omitted_sha256, without_dlq
-from worker.clients import QUIET, Properties, consumer_properties, ignore_passing
+from schemas.dead_letter import read_dead_letter, read_omitted_sha256, without_dlq
+from worker.clients import QUIET, Properties, consumer_properties
 from worker.errors import KafkaSetupError
 from worker.records import Record
 from worker.settings import Settings
+from worker.source import read_headers
 
 _POLL_S = 0.2
 _SILENCE_S = 60.0
@@ -103,7 +104,7 @@ class Originals:
 
 def read_letter(message: Message) -> Letter | None:
     """Return the letter, None where the record is somebody else's: its headers are not those of a dead letter."""
-    headers = _headers(message)
+    headers = read_headers(message) or ()  # without them no worker has written it
     said = read_dead_letter(headers)
     if said is None:
         return None
@@ -117,17 +118,10 @@ def read_letter(message: Message) -> Letter | None:
     )
 
 
-def _headers(message: Message) -> Headers:
-    try:
-        return tuple(message.headers() or ())  # type: ignore[arg-type]  # a list of pairs
-    except (SystemError, UnicodeDecodeError):  # a name isn't UTF-8: no worker has written it
-        return ()
-
-
 def _reading(settings: Settings) -> Properties:
     """Return the properties of a consumer that reads by itself: it joins no group and commits nothing."""
     own = {"group.id": "clip-worker-replay", "enable.partition.eof": True, "auto.offset.reset": "earliest"}
-    return consumer_properties(settings, ignore_passing) | QUIET | own
+    return consumer_properties(settings) | QUIET | own
 
 
 def _ends(admin: AdminClient, topic: str, starts: Mapping[int, int]) -> Mapping[int, int]:

@@ -7,7 +7,7 @@ from typing import Protocol, TypeVar
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from worker.cli.progress import Progress
-from worker.clients import QUIET, Properties, consumer_properties, ignore_passing, producer_properties
+from worker.clients import QUIET, Properties, consumer_properties, producer_properties
 from worker.errors import KafkaSetupError
 from worker.records import Record
 from worker.settings import Settings
@@ -78,7 +78,7 @@ class ReplayGroup:
         self._topic = topic
         self._answers: list[KafkaError | None] = []
         own = {"group.id": self.name, "on_commit": self._note}
-        self._consumer = Consumer(consumer_properties(settings, ignore_passing) | QUIET | own)
+        self._consumer = Consumer(consumer_properties(settings) | QUIET | own)
 
     def read(self, partitions: int) -> Mapping[int, Progress]:
         """Return the progress of the partitions that have one.
@@ -140,7 +140,7 @@ class KafkaOutlet:
 
     def __init__(self, settings: Settings, topics: Mapping[str, int], group: ReplayGroup) -> None:
         """Connect; `topics` are the partitions that each topic has."""
-        self._producer = Producer(producer_properties(settings, ignore_passing) | QUIET | _ONE_BY_ONE)
+        self._producer = Producer(producer_properties(settings) | QUIET | _ONE_BY_ONE)
         self._topics = topics
         self._group = group
 

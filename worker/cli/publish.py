@@ -11,7 +11,7 @@ from rich.progress import Progress
 from schemas.document import pack_document
 from worker.cli.files import image_files, name_of
 from worker.cli.options import settings_options
-from worker.clients import QUIET, Properties, ignore_passing, producer_properties, tool_admin
+from worker.clients import QUIET, Properties, producer_properties, tool_admin
 from worker.errors import KafkaSetupError
 from worker.settings import read_settings
 from worker.topics import list_topics
@@ -35,7 +35,7 @@ def command(paths: tuple[Path, ...], **flags: object) -> None:
         raise click.ClickException(str(error)) from error
     if settings.input_topic not in list_topics(tool_admin(settings), settings):
         raise KafkaSetupError(f"no such topic at {settings.bootstrap_servers}: {settings.input_topic}")
-    producer = Producer(_DEFAULTS | producer_properties(settings, ignore_passing) | QUIET)
+    producer = Producer(_DEFAULTS | producer_properties(settings) | QUIET)
     with Progress() as progress:
         bar = progress.add_task("publishing", total=len(files))
         publisher = _Publisher(producer, settings.input_topic, partial(progress.advance, bar))
