@@ -93,7 +93,9 @@ def main(seed: int | None, parts: tuple[str, ...], **counts: int) -> None:
     with tempfile.TemporaryDirectory() as folder, running_cluster(Path(folder)) as cluster:
         say(cluster.route)
         for part in parts or PARTS:
-            figures += PARTS[part](cluster, Size(**counts, seed=seed), say)
+            for figure in PARTS[part](cluster, Size(**counts, seed=seed), say):
+                say(f"{figure.name}: {figure.value}")
+                figures.append(figure)
     console.print(_table(figures))
     sys.exit(0 if all(figure.holds for figure in figures) else 1)
 

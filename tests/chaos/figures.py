@@ -33,6 +33,7 @@ from tests.chaos.watch import Watch
 IN_TIME_S = 120
 MAX_BATCH = 8  # of the encoder
 CHECKPOINT_S = 1.0  # the worker's default
+ALONE_S = 4
 RATE = 240  # records a second: well under what a worker can do, so that outputs follow their inputs
 REACTION_S = 6.0  # of the group, beyond the session timeout where that is what has to pass
 
@@ -57,12 +58,14 @@ class Figure:
 
 def recovery(cluster: Cluster, rounds: int, say: Say) -> Sequence[Figure]:
     """Let a second worker join and be killed, again and again, while records are produced."""
-    joined_s, killed_s, gaps_s = [], [], []
+    joined_s, killed_s, quiet_gaps_s, gaps_s = [], [], [], []
     for _ in range(rounds):
         topics = make_topics(cluster)
         with _streaming(cluster, topics), _worker(cluster, topics) as one:
             one.wait_until_ready()
             one.wait_until(lambda: _images(one) > RATE, IN_TIME_S, "one produces")
+            alone_ms, goal = _now_ms(), _images(one) + ALONE_S * RATE
+            one.wait_until(lambda goal=goal: _images(one) > goal, IN_TIME_S, "one goes on")  # type: ignore[misc]
             joining_ms = _now_ms()
             with _worker(cluster, topics) as other:
                 other.wait_until(lambda: _images(other) > RATE, IN_TIME_S, "both produce")
@@ -76,12 +79,18 @@ def recovery(cluster: Cluster, rounds: int, say: Say) -> Sequence[Figure]:
         of_moved = sorted(it.appended_ms for it in outcomes if it.place[0] in moved)
         joined_s.append((_first_after(of_moved, assigned_ms) - joining_ms) / 1000)
         killed_s.append((_first_after(of_moved, killed_ms + _RESTING_MS) - killed_ms) / 1000)
-        gaps_s.append(_longest_gap_s(outcomes, set(range(PARTITIONS)) - moved, joining_ms, killed_ms))
-        say(f"both produced after {joined_s[-1]:.1f} s, gap {gaps_s[-1]:.2f} s; recovered in {killed_s[-1]:.1f} s")
+        staying = set(range(PARTITIONS)) - moved
+        quiet_gaps_s.append(_longest_gap_s(outcomes, staying, alone_ms, joining_ms))
+        gaps_s.append(_longest_gap_s(outcomes, staying, joining_ms, killed_ms))
+        say(
+            f"both produced after {joined_s[-1]:.1f} s, gap {gaps_s[-1]:.2f} s and {quiet_gaps_s[-1]:.2f} s before; "
+            f"recovered in {killed_s[-1]:.1f} s"
+        )
     return (
         _median_figure("from SIGKILL to the survivors' first output", killed_s, SESSION_S + REACTION_S),
         _median_figure("from a worker's start to both producing", joined_s, REACTION_S),
         _median_figure("longest gap of partitions that stay", gaps_s, CHECKPOINT_S),
+        _median_figure("the same without a rebalance, for comparison", quiet_gaps_s, CHECKPOINT_S),
     )
 
 
