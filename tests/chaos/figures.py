@@ -211,7 +211,9 @@ def _assignment(worker: Worker) -> tuple[set[int], int]:
 
 
 def _first_after(times_ms: Sequence[int], moment_ms: int) -> int:
-    return next(time_ms for time_ms in times_ms if time_ms > moment_ms)
+    after_ms = [time_ms for time_ms in times_ms if time_ms > moment_ms]
+    assert after_ms, "nothing was written after that moment"
+    return after_ms[0]
 
 
 def _longest_gap_s(outcomes: Iterable[Outcome], partitions: set[int], from_ms: int, to_ms: int) -> float:
