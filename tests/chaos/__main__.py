@@ -103,7 +103,7 @@ def main(seed: int | None, parts: tuple[str, ...], **counts: int) -> None:
 def faults(run: Run) -> Sequence[Figure]:
     """Return the figures of a run with faults."""
     plan, report = run.plan, run.report
-    model = "" if plan.model is INSTANT else f", {plan.model.name}"
+    model = "" if plan.model is INSTANT else f" with the {plan.model.name} model"
     name = (
         f"{plan.delivery}{model}: {plan.records} records, {plan.kills} kills, {plan.bounces} bounces, seed {plan.seed}"
     )

@@ -278,7 +278,7 @@ def _account(run: _Drive, samples: Sequence[Sample]) -> Run:
 
 
 def _keep_logs(run: _Drive) -> None:
-    folder = LOGS / f"{run.plan.delivery}-{run.plan.seed}"
+    folder = LOGS / f"{run.plan.delivery}-{run.plan.model.name}-{run.plan.seed}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for worker in run.ended:

@@ -30,4 +30,4 @@ def _of_real() -> Embeddings:
 
 
 INSTANT = Model("instant", processes.INSTANT, (), _of_instant)
-REAL = Model("ViT-B/32", processes.REAL, ("--weights", RANDOM, "--device", "cpu"), _of_real)
+REAL = Model("real", processes.REAL, ("--weights", RANDOM, "--device", "cpu"), _of_real)
