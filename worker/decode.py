@@ -21,7 +21,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _HEIF = "HEIF"
 _JPEG = b"\xff\xd8\xff"
 _MARKER, _START_OF_SCAN, _APP1 = 0xFF, 0xDA, 0xE1
-_PNG_DEPTH_AT = 24  # https://www.w3.org/TR/png-3/#11IHDR
+_PNG_DEPTH_AT, _PNG_DEEP = 24, 16  # https://www.w3.org/TR/png-3/#11IHDR
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # TIFF 6.0, PhotometricInterpretation
 # ISO/IEC 23008-12, annex B: the brands of files with HEVC pictures.
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
@@ -159,9 +159,8 @@ def _as_seen(image: Image.Image, data: bytes) -> Image.Image:
     """Convert to RGB as a viewer shows it: deep greys scaled, transparency over white."""
     if image.mode.startswith("I") or image.mode == "F":
         image = _of_eight_bits(image)
-    elif image.mode == "L" and image.format == "PNG" and "transparency" in image.info:
-        # Pillow scales greys of 2 and 4 bits to 8, but not the one among them that is transparent.
-        image.info["transparency"] *= 255 // (2 ** data[_PNG_DEPTH_AT] - 1)
+    elif image.format == "PNG" and "transparency" in image.info:
+        _scale_transparency(image, data[_PNG_DEPTH_AT])
     elif image.mode == "La":
         image = image.convert("LA")
     if image.has_transparency_data:
@@ -169,6 +168,15 @@ def _as_seen(image: Image.Image, data: bytes) -> Image.Image:
         white = Image.new("RGBA", seen.size, "white")
         return Image.alpha_composite(white, seen).convert("RGB")
     return image.convert("RGB")
+
+
+def _scale_transparency(image: Image.Image, depth: int) -> None:
+    """Scale a PNG's transparent grey or colour to 8 bits, as Pillow does with all others of 2, 4 and 16 bits."""
+    transparent = image.info["transparency"]
+    if image.mode == "L":
+        image.info["transparency"] = transparent * (255 // (2**depth - 1))
+    elif image.mode == "RGB" and depth == _PNG_DEEP:
+        image.info["transparency"] = tuple(channel >> 8 for channel in transparent)
 
 
 def _of_eight_bits(image: Image.Image) -> Image.Image:
