@@ -314,6 +314,7 @@ def black_and_white(picture: Image.Image) -> Image.Image:
 
 _QUICKLY = {"preset": "ultrafast"}  # of x265
 
+
 def _heic(mode: str = "RGB", **options: object) -> Write:
     def write(picture: Image.Image) -> bytes:
         image = translucent(picture) if mode == "RGBA" else picture.convert(mode)

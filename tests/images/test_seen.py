@@ -70,9 +70,7 @@ def test_each_colour_of_a_palette_has_its_own_transparency() -> None:
     assert _shown(file) == [[WHITE, [127, 255, 127], [0, 0, 255]]]
 
 
-@pytest.mark.parametrize(
-    ("value", "level"), [(0, 0), (128, 0), (129, 1), (0x8080, 0x80), (0xFFFF, 255)], ids=lambda it: str(it)
-)
+@pytest.mark.parametrize(("value", "level"), [(0, 0), (128, 0), (129, 1), (0x8080, 0x80), (0xFFFF, 255)], ids=str)
 def test_greys_of_16_bits_are_rounded(value: int, level: int) -> None:
     assert _shown(written.png(np.array([[value]], np.uint16), 16, written.GREY)) == [[_grey(level)]]
 
@@ -161,7 +159,7 @@ def _heic() -> bytes:
 
 
 def test_a_heic_is_turned_once_and_only_by_its_container() -> None:
-    """Phones say it in the EXIF data as well; open_clip's transform sees it turned too, for Pillow's plugin turns it."""
+    """Phones say it in the EXIF data as well. open_clip's transform sees it turned too: Pillow's plugin turns it."""
     picture = photograph("coffee").resize((60, 40))
     file = encode(picture, "HEIF", exif=turned(6).tobytes())
 
