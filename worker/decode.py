@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 from schemas.dead_letter import Reason, Rejection
 from worker.records import Pixels
@@ -182,7 +182,7 @@ def _scale_transparency(image: Image.Image, depth: int) -> None:
 def _of_eight_bits(image: Image.Image) -> Image.Image:
     grey = np.asarray(image)
     eight = _eight_bits(grey, image.mode)
-    if image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
         eight = 255 - eight  # which Pillow does at up to 8 bits only
     shown = Image.fromarray(eight)
     if (transparent := image.info.get("transparency")) is not None:

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pillow_heif
 import simplejpeg
-import tifffile
 from PIL import Image, ImageCms
 
 from tests.images import written
@@ -106,7 +105,7 @@ def _deep(samples: Pixels, depth: int) -> written.Samples:
     """Return samples of 8 bits as of `depth` bits; those of 16 have something in their lower byte."""
     if depth == 16:
         return samples.astype(np.uint16) * 257
-    return samples >> (8 - depth)
+    return samples >> np.uint8(8 - depth)
 
 
 def _png(mode: str, depth: int, colour: int, *, interlaced: bool = False) -> Write:
@@ -259,12 +258,6 @@ _BMP: Mapping[str, Write] = {
 # TIFF.
 
 
-def _tiff(samples: np.ndarray[tuple[int, ...], np.dtype[np.generic]], **options: object) -> bytes:
-    file = io.BytesIO()
-    tifffile.imwrite(file, samples, metadata=None, **options)
-    return file.getvalue()
-
-
 def _rgb_of_16_bits(picture: Image.Image) -> written.Samples:
     return _deep(_bytes(picture), 16)
 
@@ -277,15 +270,19 @@ _TIFF: Mapping[str, Write] = {
     "JPEG": _pillow("TIFF", compression="jpeg", quality=90),
     "Zstandard": _pillow("TIFF", compression="zstd"),
     "LZMA": _pillow("TIFF", compression="lzma"),
-    "big-endian": lambda picture: _tiff(_bytes(picture), photometric="rgb", byteorder=">"),
-    "BigTIFF": lambda picture: _tiff(_bytes(picture), photometric="rgb", bigtiff=True),
-    "tiles": lambda picture: _tiff(_bytes(picture), photometric="rgb", tile=(64, 64)),
-    "planes": lambda picture: _tiff(np.moveaxis(_bytes(picture), -1, 0), photometric="rgb", planarconfig="separate"),
-    "deflate with a predictor": lambda picture: _tiff(
+    "big-endian": lambda picture: written.tiff(_bytes(picture), photometric="rgb", byteorder=">"),
+    "BigTIFF": lambda picture: written.tiff(_bytes(picture), photometric="rgb", bigtiff=True),
+    "tiles": lambda picture: written.tiff(_bytes(picture), photometric="rgb", tile=(64, 64)),
+    "planes": lambda picture: written.tiff(
+        np.moveaxis(_bytes(picture), -1, 0), photometric="rgb", planarconfig="separate"
+    ),
+    "deflate with a predictor": lambda picture: written.tiff(
         _bytes(picture), photometric="rgb", compression="deflate", predictor=True
     ),
-    "RGB of 16 bits": lambda picture: _tiff(_rgb_of_16_bits(picture), photometric="rgb"),
-    "RGB of 16 bits, big-endian": lambda picture: _tiff(_rgb_of_16_bits(picture), photometric="rgb", byteorder=">"),
+    "RGB of 16 bits": lambda picture: written.tiff(_rgb_of_16_bits(picture), photometric="rgb"),
+    "RGB of 16 bits, big-endian": lambda picture: written.tiff(
+        _rgb_of_16_bits(picture), photometric="rgb", byteorder=">"
+    ),
     "CMYK": _pillow("TIFF", "CMYK"),
     "YCbCr": _pillow("TIFF", "YCbCr"),
     "Lab": _pillow("TIFF", "LAB"),
@@ -293,11 +290,11 @@ _TIFF: Mapping[str, Write] = {
 }
 _TIFF_GREY: Mapping[str, Write] = {
     "grey": _pillow("TIFF", "L"),
-    "grey, white is 0": lambda picture: _tiff(255 - _bytes(picture, "L"), photometric="miniswhite"),
+    "grey, white is 0": lambda picture: written.tiff(255 - _bytes(picture, "L"), photometric="miniswhite"),
     "grey of 16 bits": lambda picture: encode(grey_of_16_bits(picture), "TIFF"),
-    "grey of 16 bits, big-endian": lambda picture: _tiff(_deep(_bytes(picture, "L"), 16), byteorder=">"),
-    "grey floats from 0 to 1": lambda picture: _tiff(_bytes(picture, "L").astype(np.float32) / 255),
-    "grey floats from 0 to 255": lambda picture: _tiff(_bytes(picture, "L").astype(np.float32)),
+    "grey of 16 bits, big-endian": lambda picture: written.tiff(_deep(_bytes(picture, "L"), 16), byteorder=">"),
+    "grey floats from 0 to 1": lambda picture: written.tiff(_bytes(picture, "L").astype(np.float32) / 255),
+    "grey floats from 0 to 255": lambda picture: written.tiff(_bytes(picture, "L").astype(np.float32)),
 }
 _TIFF_BLACK_AND_WHITE: Mapping[str, Write] = {
     "1 bit": _pillow("TIFF", "1"),

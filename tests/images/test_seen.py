@@ -1,12 +1,10 @@
 """What a person sees of files of which every stored value is known, and what Pillow alone gets wrong of them."""
 
-import io
 import struct
 import sys
 
 import numpy as np
 import pytest
-import tifffile
 from PIL import Image
 
 from schemas.dead_letter import Reason, Rejection
@@ -75,24 +73,18 @@ def test_greys_of_16_bits_are_rounded(value: int, level: int) -> None:
     assert _shown(written.png(np.array([[value]], np.uint16), 16, written.GREY)) == [[_grey(level)]]
 
 
-def _tiff(samples: np.ndarray[tuple[int, ...], np.dtype[np.generic]], **options: object) -> bytes:
-    file = io.BytesIO()
-    tifffile.imwrite(file, samples, metadata=None, **options)
-    return file.getvalue()
-
-
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16], ids=["8 bits", "16 bits"])
 def test_white_is_0_where_a_tiff_says_so(dtype: type[np.uint8] | type[np.uint16]) -> None:
     highest = np.iinfo(dtype).max
     samples = np.array([[0, highest // 5, highest]], dtype)
 
-    assert _shown(_tiff(samples, photometric="miniswhite")) == [[WHITE, _grey(204), BLACK]]
+    assert _shown(written.tiff(samples, photometric="miniswhite")) == [[WHITE, _grey(204), BLACK]]
 
 
 def test_grey_whose_alpha_is_multiplied_in_already_is_laid_over_white() -> None:
     samples = np.array([[[0, 0], [64, 128], [255, 255]]], np.uint8)
 
-    file = _tiff(samples, photometric="minisblack", extrasamples=["assocalpha"])
+    file = written.tiff(samples, photometric="minisblack", extrasamples=["assocalpha"])
 
     assert _shown(file) == [[WHITE, _grey(191), WHITE]]
 
@@ -111,7 +103,7 @@ def test_grey_whose_alpha_is_multiplied_in_already_is_laid_over_white() -> None:
 def test_numbers_of_a_tiff_are_greys(
     samples: np.ndarray[tuple[int, ...], np.dtype[np.generic]], levels: list[int]
 ) -> None:
-    assert _shown(_tiff(samples)) == [[_grey(level) for level in levels]]
+    assert _shown(written.tiff(samples)) == [[_grey(level) for level in levels]]
 
 
 def test_of_several_pages_the_first_is_seen() -> None:
@@ -211,9 +203,9 @@ def test_a_heic_that_is_cut_off_is_refused() -> None:
 @pytest.mark.parametrize(
     "file",
     [
-        pytest.param(_tiff(np.zeros((2, 2), np.float64)), id="TIFF of 64-bit floats"),
-        pytest.param(_tiff(np.zeros((2, 2), np.float16)), id="TIFF of 16-bit floats"),
-        pytest.param(_tiff(np.zeros((2, 2, 3), np.float32), photometric="rgb"), id="TIFF of RGB floats"),
+        pytest.param(written.tiff(np.zeros((2, 2), np.float64)), id="TIFF of 64-bit floats"),
+        pytest.param(written.tiff(np.zeros((2, 2), np.float16)), id="TIFF of 16-bit floats"),
+        pytest.param(written.tiff(np.zeros((2, 2, 3), np.float32), photometric="rgb"), id="TIFF of RGB floats"),
         pytest.param(b"\xff\x0a" + bytes(100), id="JPEG XL"),
     ],
 )

@@ -1,11 +1,13 @@
-"""PNG and BMP files written by hand: of kinds that Pillow doesn't write, and with every stored value known."""
+"""PNG, BMP and TIFF files of kinds that Pillow doesn't write, with every stored value known."""
 
+import io
 import struct
 import zlib
 from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
+import tifffile
 
 GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6  # PNG's colour types, https://www.w3.org/TR/png-3/#6Colour-values
 
@@ -88,3 +90,10 @@ def _bmp(
     )
     begin = 14 + len(info) + len(colours)
     return struct.pack("<2sIHHI", b"BM", begin + len(data), 0, 0, begin) + info + colours + data
+
+
+def tiff(samples: npt.NDArray[np.generic], **options: object) -> bytes:
+    """Write samples of any dtype as a TIFF, with tifffile's options."""
+    file = io.BytesIO()
+    tifffile.imwrite(file, samples, metadata=None, **options)  # type: ignore[arg-type]
+    return file.getvalue()

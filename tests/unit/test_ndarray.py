@@ -5,7 +5,7 @@ from math import prod
 from pathlib import Path
 
 import msgpack
-import msgpack_numpy
+import msgpack_numpy  # type: ignore[import-untyped]
 import numpy as np
 import numpy.typing as npt
 import pytest
