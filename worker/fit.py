@@ -65,7 +65,7 @@ class Fit:
     def _resize(self, rgb: Pixels, height: int, width: int) -> Pixels:
         if rgb.shape[:2] == (height, width):
             return rgb
-        if self._interpolation == "bilinear" and _ties(rgb.shape[0], height) + _ties(rgb.shape[1], width) > _MAX_TIES:
+        if self._interpolation == "bilinear" and _ties_often(rgb, height, width):
             return np.asarray(Image.fromarray(rgb).resize((width, height), self._resampling))
         if not rgb.flags.writeable:  # torch warns of read-only memory, which it only reads here
             rgb = rgb.copy()
@@ -118,6 +118,12 @@ def _interpolate(channels_last: torch.Tensor, height: int, width: int, interpola
 def _rows(channels_last: torch.Tensor) -> Pixels:
     pixels: Pixels = channels_last[0].permute(1, 2, 0).numpy()
     return pixels
+
+
+def _ties_often(rgb: Pixels, height: int, width: int) -> bool:
+    """Return whether torch would be too far from Pillow in the mean; of few pixels, whether chance might have it so."""
+    most = _MAX_TIES if min(rgb.shape[:2]) >= _LARGEST_TIED else 0
+    return _ties(rgb.shape[0], height) + _ties(rgb.shape[1], width) > most
 
 
 def _ties(length: int, to: int) -> float:
