@@ -34,7 +34,7 @@ BOTH = pytest.mark.parametrize("kind", [Fast, Reference], ids=["fast", "referenc
 # What open_clip's models take, OpenAI's first. It knows no other interpolations and resize modes.
 INPUTS = [
     {},
-    {"interpolation": "bilinear", "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)},
+    {"size": 256, "interpolation": "bilinear", "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)},
     {"interpolation": "bicubic", "resize_mode": "squash", "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)},
     {"interpolation": "bilinear", "resize_mode": "squash"},
     {"interpolation": "bicubic", "resize_mode": "longest"},
@@ -191,8 +191,11 @@ def test_a_line_is_a_line_where_open_clip_makes_it_vanish(
 @pytest.mark.parametrize(("width", "height"), [(1, 10_000), (10_000, 1), (1, 1_000_000)])
 def test_a_long_picture_of_one_colour_keeps_it(kind: Both, width: int, height: int, changed: dict[str, object]) -> None:
     array = np.full((height, width, 3), (10, 20, 30), np.uint8)
+    file = encode(Image.fromarray(array), "PNG", compress_level=1)
+    preprocess = _make(kind, changed)
 
-    assert np.array_equal(_make(kind, changed)(array), np.full((SIZE, SIZE, 3), (10, 20, 30), np.uint8))
+    assert np.array_equal(preprocess(array), np.full((SIZE, SIZE, 3), (10, 20, 30), np.uint8))
+    assert np.array_equal(preprocess(file), preprocess(array))
 
 
 # Its peak, in a process of its own; open_clip's transform is never reached.

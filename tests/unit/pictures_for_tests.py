@@ -108,7 +108,8 @@ TURNABLE: Mapping[str, Mapping[str, object]] = {
 def model_input(**changed: object) -> ModelInput:
     """Return what OpenAI's models say of their input, as `worker.weights` reads it; or another's, where changed."""
     config = _config(changed)
-    return ModelInput(SIZE, config.mean, config.std, config.interpolation, config.resize_mode)
+    assert isinstance(config.size, int)
+    return ModelInput(config.size, config.mean, config.std, config.interpolation, config.resize_mode)
 
 
 def open_clips_transform(**changed: object) -> Callable[[Image.Image], torch.Tensor]:
