@@ -8,7 +8,7 @@ CHANGES ?= 120
 SEED ?=
 BIN := .venv/bin
 
-.PHONY: setup demo test lint types unit bench chaos lock clean
+.PHONY: setup demo test lint types unit bench formats departure chaos lock clean
 
 setup: .venv/.ready
 
@@ -41,6 +41,13 @@ unit: setup
 
 bench: setup
 	$(BIN)/python -m tests.benchmarks.preparation
+
+# The README's table of formats, as the tests measure it.
+formats: setup
+	$(BIN)/python -m tests.images.table
+
+departure: setup
+	$(BIN)/python -m tests.images.departure
 
 chaos: setup
 	$(BIN)/python -m tests.chaos --records $(RECORDS) --kills $(KILLS) --bounces $(BOUNCES) --changes $(CHANGES) \

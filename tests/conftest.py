@@ -9,6 +9,7 @@ import pytest
 
 BUDGETS_S = {
     "unit": 90,
+    "images": 60,
     "model": 120,
     "packaging": 120,
     "broker": 800,

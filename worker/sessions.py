@@ -23,8 +23,9 @@ from worker.clients import (
 )
 from worker.delivery import AtLeastOnce
 from worker.errors import DrainTimeout, NoBrokerAnswers, SessionError, SessionsFailed, SettingsError
+from worker.fit import Geometry
 from worker.health import Health
-from worker.images import Fast, Geometry, Reference
+from worker.images import Fast, Reference
 from worker.loop import Loop, Times
 from worker.metrics import Metrics
 from worker.outbound import Outbox

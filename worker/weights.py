@@ -20,7 +20,7 @@ from torch import nn
 from torchvision.transforms import Compose, Normalize, ToTensor
 
 from worker.errors import WeightsError
-from worker.images import Geometry
+from worker.fit import Geometry
 from worker.records import ModelInput
 
 RANDOM = "random"

@@ -5,12 +5,13 @@ from collections.abc import Callable, Mapping
 from functools import cache
 
 import numpy as np
+import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import ExifTags, Image
 from skimage import data
 from torchvision.transforms import Compose, Normalize, ToTensor
 
-from worker.images import Geometry
+from worker.fit import Geometry
 from worker.records import ModelInput, Pixels
 
 SIZE = 224
@@ -104,15 +105,33 @@ TURNABLE: Mapping[str, Mapping[str, object]] = {
 }
 
 
-def model_input() -> ModelInput:
-    """Return what OpenAI's models say of their input, as `worker.weights` reads it."""
-    config = PreprocessCfg()
-    return ModelInput(SIZE, config.mean, config.std, config.interpolation, config.resize_mode)
+def model_input(**changed: object) -> ModelInput:
+    """Return what OpenAI's models say of their input, as `worker.weights` reads it; or another's, where changed."""
+    config = _config(changed)
+    assert isinstance(config.size, int)
+    return ModelInput(config.size, config.mean, config.std, config.interpolation, config.resize_mode)
 
 
-def geometry() -> Geometry:
+def open_clips_transform(**changed: object) -> Callable[[Image.Image], torch.Tensor]:
+    """Return open_clip's own transform, normalisation included."""
+    transform: Callable[[Image.Image], torch.Tensor] = image_transform_v2(_config(changed), is_train=False)
+    return transform
+
+
+def normalised(pixels: Pixels, **changed: object) -> torch.Tensor:
+    """Return uint8 [R, R, 3] as the tensor that open_clip gives its models."""
+    config = _config(changed)
+    tensor: torch.Tensor = Compose([ToTensor(), Normalize(config.mean, config.std)])(np.array(pixels))
+    return tensor
+
+
+def _config(changed: Mapping[str, object]) -> PreprocessCfg:
+    return PreprocessCfg(**changed)
+
+
+def geometry(**changed: object) -> Geometry:
     """Return open_clip's own transform as far as it works on images."""
-    transform = image_transform_v2(PreprocessCfg(), is_train=False)
+    transform = image_transform_v2(_config(changed), is_train=False)
     on_images: Geometry = Compose([step for step in transform.transforms if not _makes_tensors(step)])
     return on_images
 

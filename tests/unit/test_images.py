@@ -1,4 +1,3 @@
-import io
 import struct
 import time
 import zlib
@@ -8,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
-from PIL import Image, ImageOps
+from PIL import Image
 from torchvision.transforms import Compose, Normalize, ToTensor
 
 from schemas.dead_letter import Reason, Rejection
+from tests.images.oracle import fitted, opened, seen
 from tests.unit.pictures_for_tests import (
     FORMS,
     MAX_PIXELS,
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 BOTH = pytest.mark.parametrize("kind", [Fast, Reference], ids=["fast", "reference"])
 
-UNKNOWN = "neither of JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF, or its header is broken"
+UNKNOWN = "neither of JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF, HEIF, or its header is broken"
 # width × height
 SHAPES = [
     (128, 64),
@@ -71,10 +71,6 @@ def reference() -> Fast | Reference:
     return _make(Reference)
 
 
-def _opened(file: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(file))
-
-
 def _noise(width: int, height: int) -> Pixels:
     return np.random.default_rng(width * 100_003 + height).integers(0, 256, (height, width, 3), np.uint8)
 
@@ -83,28 +79,8 @@ def _photo(width: int, height: int) -> Pixels:
     return np.asarray(photograph("astronaut").resize((width, height), Image.Resampling.BICUBIC))
 
 
-# What a person would see, with Pillow alone.
-
-
-def _seen(image: Image.Image) -> Image.Image:
-    """Return the picture upright, in 8 bits, on white, in RGB."""
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I"):
-        upright = Image.fromarray((np.asarray(upright).astype(np.float64) / 257).round().astype(np.uint8))
-    if upright.has_transparency_data:
-        upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright.convert("RGBA"))
-    return upright.convert("RGB")
-
-
 def _by_pillow(image: Image.Image) -> Pixels:
-    width, height = image.size
-    short = min(width, height)
-    wanted = (SIZE * width // short, SIZE * height // short)
-    # Across, then down, as every Pillow before 13; 13 begins with the height of tall pictures.
-    across = image.resize((wanted[0], height), Image.Resampling.BICUBIC)
-    resized = across.resize(wanted, Image.Resampling.BICUBIC)
-    left, top = round((wanted[0] - SIZE) / 2), round((wanted[1] - SIZE) / 2)
-    return np.asarray(resized.crop((left, top, left + SIZE, top + SIZE)))
+    return fitted(image, model_input())
 
 
 def _assert_close(pixels: Pixels, expected: Pixels) -> None:
@@ -120,7 +96,7 @@ def _assert_close(pixels: Pixels, expected: Pixels) -> None:
 def test_fast_shows_what_a_person_sees(form: str, name: str, fast: Fast) -> None:
     file = file_of(form, name)
 
-    _assert_close(fast(file), _by_pillow(_seen(_opened(file))))
+    _assert_close(fast(file), _by_pillow(seen(opened(file))))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -129,7 +105,7 @@ def test_fast_turns_a_picture_as_its_exif_data_says(kind: str, orientation: int,
     stored = photograph("coffee").resize((300, 200))
     file = encode(stored, kind, exif=turned(orientation), **TURNABLE[kind])
 
-    _assert_close(fast(file), _by_pillow(_seen(_opened(file))))
+    _assert_close(fast(file), _by_pillow(seen(opened(file))))
 
 
 @pytest.mark.parametrize("orientation", [3, 6])
@@ -141,7 +117,7 @@ def test_fast_turns_every_kind_of_jpeg(form: dict[str, object], orientation: int
     stored = photograph("coffee").resize((300, 200)).convert(str(options.pop("mode")))
     file = encode(stored, "JPEG", exif=turned(orientation), **options)
 
-    _assert_close(fast(file), _by_pillow(_seen(_opened(file))))
+    _assert_close(fast(file), _by_pillow(seen(opened(file))))
 
 
 def test_fast_turns_a_jpeg_whose_xmp_data_says_so(fast: Fast) -> None:
@@ -149,7 +125,7 @@ def test_fast_turns_a_jpeg_whose_xmp_data_says_so(fast: Fast) -> None:
     stored = photograph("coffee").resize((300, 200))
     file = encode(stored, "JPEG", xmp=xmp)
 
-    _assert_close(fast(file), _by_pillow(_opened(file).transpose(Image.Transpose.ROTATE_270)))
+    _assert_close(fast(file), _by_pillow(opened(file).transpose(Image.Transpose.ROTATE_270)))
 
 
 @pytest.mark.parametrize(
@@ -160,7 +136,7 @@ def test_fast_turns_a_jpeg_whose_xmp_data_says_so(fast: Fast) -> None:
 def test_fast_shows_a_picture_as_it_is_stored_where_its_exif_data_is_broken(exif: bytes, fast: Fast) -> None:
     stored = photograph("coffee").resize((300, 200))
 
-    _assert_close(fast(encode(stored, "JPEG", exif=exif)), _by_pillow(_opened(encode(stored, "JPEG"))))
+    _assert_close(fast(encode(stored, "JPEG", exif=exif)), _by_pillow(opened(encode(stored, "JPEG"))))
 
 
 @pytest.mark.parametrize("highest", [1, 255], ids=["0 to 1", "0 to 255"])
@@ -214,14 +190,14 @@ def _assert_open_clips(pixels: Pixels, image: Image.Image) -> None:
 def test_reference_is_open_clips_own_transform(form: str, name: str, reference: Reference) -> None:
     file = file_of(form, name)
 
-    _assert_open_clips(reference(file), _opened(file))
+    _assert_open_clips(reference(file), opened(file))
 
 
 @pytest.mark.parametrize("kind", TURNABLE)
 def test_reference_turns_a_picture_only_where_open_clip_does(kind: str, reference: Reference) -> None:
     file = encode(photograph("coffee").resize((300, 200)), kind, exif=turned(6), **TURNABLE[kind])
 
-    _assert_open_clips(reference(file), _opened(file))
+    _assert_open_clips(reference(file), opened(file))
 
 
 @pytest.mark.parametrize(("width", "height"), SHAPES)
@@ -236,7 +212,7 @@ def test_reference_is_open_clips_own_transform_of_arrays(width: int, height: int
 
 @BOTH
 @pytest.mark.parametrize(("width", "height"), [(1, 5_000), (5_000, 1), (2, 2_000), (3_000, 3), (4, 4_000)])
-def test_of_a_very_long_picture_the_middle_is_seen(kind: type[Fast] | type[Reference], width: int, height: int) -> None:
+def test_of_a_very_long_picture_the_middle_isseen(kind: type[Fast] | type[Reference], width: int, height: int) -> None:
     array = _noise(width, height)
     top, left = max(0, height // 2 - 48), max(0, width // 2 - 48)
     middle = array[top : top + 96, left : left + 96]  # 96 is divided by every width here, so nothing is rounded

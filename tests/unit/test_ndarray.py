@@ -1,11 +1,16 @@
 import pickle
 import struct
+from collections.abc import Callable
+from math import prod
 from pathlib import Path
 
 import msgpack
+import msgpack_numpy  # type: ignore[import-untyped]
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from schemas.dead_letter import Reason, Rejection
 from schemas.ndarray import Array, pack_ndarray, read_ndarray
@@ -40,15 +45,8 @@ def _form_without(name: str) -> bytes:
 
 
 def _as_msgpack_numpy_writes(array: npt.NDArray[np.generic], *, use_bin_type: bool = True) -> bytes:
-    """Pack as https://github.com/lebedov/msgpack-numpy does; older msgpack had no type for bytes, so all were str."""
-    form = {
-        b"nd": True,
-        b"type": array.dtype.str,
-        b"kind": b"",
-        b"shape": array.shape,
-        b"data": array.tobytes(),
-    }
-    return bytes(msgpack.packb(form, use_bin_type=use_bin_type))
+    """Pack with the package itself; older msgpack had no type for bytes, so all were str."""
+    return bytes(msgpack.packb(array, default=msgpack_numpy.encode, use_bin_type=use_bin_type))
 
 
 # The form.
@@ -96,6 +94,69 @@ def test_dimensions_may_be_written_with_more_bytes_than_they_need() -> None:
     value = b"\x83" + _pack("dtype") + _pack("uint8") + _pack("shape") + shape + _pack("data") + _pack(bytes(18))
 
     assert _read(value).shape == (2, 3, 3)
+
+
+# Other languages' plain maps.
+
+# The same number as each of msgpack's integers that can hold it.
+INTEGERS = st.sampled_from(
+    [
+        lambda number: struct.pack(">B", number),
+        lambda number: struct.pack(">BB", 0xCC, number),
+        lambda number: struct.pack(">BH", 0xCD, number),
+        lambda number: struct.pack(">BI", 0xCE, number),
+        lambda number: struct.pack(">BQ", 0xCF, number),
+        lambda number: struct.pack(">Bb", 0xD0, number),
+        lambda number: struct.pack(">Bh", 0xD1, number),
+        lambda number: struct.pack(">Bi", 0xD2, number),
+        lambda number: struct.pack(">Bq", 0xD3, number),
+    ]
+)
+ARRAYS = st.sampled_from([b"\x93", b"\xdc\0\3", b"\xdd\0\0\0\3"])
+BINS = st.sampled_from([b"\xc4\x12", b"\xc5\0\x12", b"\xc6\0\0\0\x12", b"\xd9\x12", b"\xda\0\x12", b"\xdb\0\0\0\x12"])
+EXTRA = [b"", _pack("strides") + _pack([9, 3, 1]), _pack(7) + _pack(None), _pack([1]) + _pack({"shape": [1]})]
+
+
+@given(
+    integers=st.tuples(INTEGERS, INTEGERS, INTEGERS),
+    array=ARRAYS,
+    bin_=BINS,
+    order=st.permutations(range(3)),
+    extra=st.sampled_from(EXTRA),
+)
+def test_an_array_is_read_however_msgpack_is_written(
+    integers: tuple[Callable[[int], bytes], ...], array: bytes, bin_: bytes, order: list[int], extra: bytes
+) -> None:
+    shape = b"".join(write(side) for write, side in zip(integers, PIXELS.shape, strict=True))
+    fields = [
+        _pack("dtype") + _pack("uint8"),
+        _pack("shape") + array + shape,
+        _pack("data") + bin_ + PIXELS.tobytes(),
+    ]
+    size = 3 + bool(extra)
+
+    value = bytes([0x80 | size]) + b"".join(fields[at] for at in order) + extra
+
+    assert _read(value).tolist() == PIXELS.tolist()
+
+
+SIDES = st.one_of(st.integers(-3, 20), st.integers(-(2**63), 2**64 - 1))
+
+
+@given(shape=st.lists(SIDES, max_size=10), dtype=st.sampled_from(["uint8", "float32"]), data=st.binary(max_size=80))
+def test_a_shape_fits_its_bytes_or_is_rejected(shape: list[int], dtype: str, data: bytes) -> None:
+    value = _form(shape=shape, dtype=dtype, data=data)
+    size = prod(shape) * np.dtype(dtype).itemsize
+
+    if min(shape, default=1) >= 1 and len(shape) <= 8 and size == len(data):
+        assert (_read(value).shape, _read(value).tobytes()) == (tuple(shape), data)
+    else:
+        assert _refusal(value)[0] is Reason.BAD_BLOB
+
+
+def test_a_size_that_overflows_64_bits_is_not_taken_for_what_is_left_of_it() -> None:
+    """2**32 × 2**32 is 0 in 64 bits, and so is its product with 18."""
+    assert _refusal(_form(shape=[2**32, 2**32, 18]))[0] is Reason.BAD_BLOB
 
 
 @pytest.mark.parametrize(
@@ -192,6 +253,67 @@ def test_what_msgpack_numpy_writes_is_read(array: npt.NDArray[np.generic], use_b
     read = _read(_as_msgpack_numpy_writes(array, use_bin_type=use_bin_type))
 
     assert (read.dtype, read.tolist()) == (array.dtype, array.tolist())
+
+
+WIDE = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+VIEWS = [
+    pytest.param(WIDE[1:3, 2:5], id="a part"),
+    pytest.param(WIDE[:, :, 1:2], id="one channel"),
+    pytest.param(WIDE[::-1, ::-1], id="backwards"),
+    pytest.param(WIDE[..., ::-1], id="BGR"),
+    pytest.param(WIDE[::2, ::3], id="with steps"),
+    pytest.param(WIDE.transpose(1, 0, 2), id="turned"),
+    pytest.param(np.asfortranarray(WIDE), id="Fortran order"),
+    pytest.param(np.broadcast_to(WIDE[:1], WIDE.shape), id="one row again and again"),
+    pytest.param(np.asfortranarray(WIDE.astype(np.float32)), id="Fortran order, float32"),
+    pytest.param(WIDE.astype(np.float32)[::-1, ::-2], id="backwards, float32"),
+]
+
+
+@pytest.mark.parametrize("array", VIEWS)
+@pytest.mark.parametrize("write", [_as_msgpack_numpy_writes, pack_ndarray], ids=["msgpack-numpy", "schemas"])
+def test_a_view_is_written_as_what_it_shows(
+    write: Callable[[npt.NDArray[np.generic]], bytes], array: npt.NDArray[np.generic]
+) -> None:
+    read = _read(write(array))
+
+    assert (read.dtype, read.tolist()) == (array.dtype, array.tolist())
+
+
+@given(
+    shape=st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 4)),
+    order=st.permutations(range(3)),
+    steps=st.tuples(*[st.sampled_from([-3, -2, -1, 1, 2, 3])] * 3),
+    dtype=st.sampled_from(["|u1", "<f4", ">f4"]),
+)
+def test_what_msgpack_numpy_writes_is_read_right_or_not_at_all(
+    shape: tuple[int, int, int], order: list[int], steps: tuple[int, int, int], dtype: str
+) -> None:
+    whole = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
+    view = whole.transpose(order)[:: steps[0], :: steps[1], :: steps[2]]
+    value = _as_msgpack_numpy_writes(view)
+
+    if dtype == ">f4":
+        assert _refusal(value)[0] is Reason.BAD_BLOB
+    else:
+        assert _read(value).tolist() == view.tolist()
+
+
+def test_a_number_alone_is_rejected() -> None:
+    value = bytes(msgpack.packb(np.float32(1.5), default=msgpack_numpy.encode))
+
+    assert _refusal(value) == (Reason.BAD_BLOB, "an array needs dtype, shape and data, each of its type")
+
+
+def test_an_array_of_no_dimension_is_one_number_and_has_no_dimension() -> None:
+    assert _read(_as_msgpack_numpy_writes(np.array(7, np.uint8))).shape == ()
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 3, 3), (4, 0, 3), (4, 4, 0)], ids=str)
+def test_an_array_of_nothing_is_rejected(shape: tuple[int, ...]) -> None:
+    detail = f"shape {list(shape)} has a dimension under 1"
+
+    assert _refusal(_as_msgpack_numpy_writes(np.zeros(shape, np.uint8))) == (Reason.BAD_BLOB, detail)
 
 
 @pytest.mark.parametrize(

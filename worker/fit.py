@@ -1,0 +1,170 @@
+"""RGB pixels or a Pillow image -> the R × R pixels in its centre: resize, then crop. Pure; runs in the prepare threads.
+
+Resizing is two passes with uint8 between them, so their order shows: by up to 20 levels on noise.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from math import ceil, floor, gcd
+
+import numpy as np
+import PIL
+import torch
+from PIL import Image
+from torch.nn.functional import interpolate
+
+from worker.records import ModelInput, Pixels
+
+Geometry = Callable[[Image.Image], Image.Image]
+"""open_clip's transform as far as it works on images: resize, crop, convert to RGB."""
+
+_FILTER_REACH = 4  # pixels; Lanczos, the widest of Pillow's filters, reaches 3
+_HEIGHT_MAY_GO_FIRST = int(PIL.__version__.partition(".")[0]) >= 13  # noqa: PLR2004 - the version
+_LARGEST_TIED = 64  # in the ratio of two lengths; beyond, 0.005 levels at most
+_MAX_TIES = 0.015  # levels in the mean
+_STRIP_ROWS, _STRIP_COLUMNS = 128, 64
+_PREMULTIPLIED = {"LA": "La", "RGBA": "RGBa"}
+
+
+class Fit:
+    """What a model wants of a picture's size, in torch's antialiased uint8 kernel and in Pillow."""
+
+    def __init__(self, model_input: ModelInput, geometry: Geometry, max_pixels: int) -> None:
+        """Keep what the model wants; a picture that would be resized to over `max_pixels` is cropped first."""
+        self._size = model_input.size
+        self._resize_mode = model_input.resize_mode
+        # As open_clip does: https://github.com/mlfoundations/open_clip/blob/main/src/open_clip/transform.py
+        self._interpolation = "bilinear" if model_input.interpolation == "bilinear" else "bicubic"
+        self._geometry = geometry
+        self._max_pixels = max_pixels
+
+    def fit_pixels(self, rgb: Pixels) -> Pixels:
+        """Return the centre of uint8 [H, W, 3], resized as Pillow would, as uint8 [R, R, 3]."""
+        size = self._size
+        height, width = rgb.shape[:2]
+        if self._resize_mode == "squash":
+            return self._resize(rgb, size, size)
+        if self._resize_mode == "longest" or self._explodes(width, height):
+            return np.asarray(self.fit_image(Image.fromarray(rgb)))
+        long = _resized_long_side(width, height, size)
+        resized = self._resize(rgb, size, long) if height < width else self._resize(rgb, long, size)
+        top, left = _centre(resized.shape[0], size), _centre(resized.shape[1], size)
+        return resized[top : top + size, left : left + size]
+
+    def fit_image(self, image: Image.Image) -> Image.Image:
+        """Apply open_clip's own transform as far as it works on images; where it can't, do what it means."""
+        if self._resize_mode == "longest" and _vanishes(*image.size, self._size):
+            return self._geometry(self._keep_a_pixel(image))
+        if self._resize_mode == "shortest" and self._explodes(*image.size):
+            return self._resize_centre(image).convert("RGB")
+        return self._geometry(image)
+
+    def _explodes(self, width: int, height: int) -> bool:
+        return self._size * _resized_long_side(width, height, self._size) > self._max_pixels
+
+    def _resize(self, rgb: Pixels, height: int, width: int) -> Pixels:
+        if rgb.shape[:2] == (height, width):
+            return rgb
+        if self._interpolation == "bilinear" and _ties_often(rgb, height, width):
+            return np.asarray(Image.fromarray(rgb).resize((width, height), self._resampling))
+        if not rgb.flags.writeable:  # torch warns of read-only memory, which it only reads here
+            rgb = rgb.copy()
+        channels_last = _channels_last(rgb)
+        if height_goes_first(rgb.shape[1], rgb.shape[0], width, height):
+            channels_last = _interpolate(channels_last, height, rgb.shape[1], self._interpolation)
+        return _rows(_interpolate(channels_last, height, width, self._interpolation))
+
+    def _keep_a_pixel(self, image: Image.Image) -> Image.Image:
+        """Resize what open_clip would make 0 pixels wide or high, and then refuse, to 1."""
+        to = (1, self._size) if image.width < image.height else (self._size, 1)
+        return image.resize(to, self._resampling)
+
+    def _resize_centre(self, image: Image.Image) -> Image.Image:
+        """Resize only what the centre crop keeps, where the whole is too large: a 1×N image becomes 224×(224 N).
+
+        At most 1 level from the whole. Across, then down: such a picture becomes higher, so Pillow does it so too.
+        """
+        if image.mode in _PREMULTIPLIED:  # as Pillow does around its two passes
+            return self._resize_centre(image.convert(_PREMULTIPLIED[image.mode])).convert(image.mode)
+        size = self._size
+        width, height = image.size
+        long = _resized_long_side(width, height, size)
+        stretch = max(width, height) / long
+        begin, end = _centre(long, size) * stretch, (_centre(long, size) + size) * stretch
+        reach = _FILTER_REACH * max(1.0, stretch)
+        first, last = max(0, floor(begin - reach)), min(max(width, height), ceil(end + reach))
+        begin, end = begin - first, end - first
+        if width > height:
+            near, across, down = image.crop((first, 0, last, height)), (begin, end), (0.0, float(height))
+        else:
+            near, across, down = image.crop((0, first, width, last)), (0.0, float(width)), (begin, end)
+        wide = near.resize((size, near.height), self._resampling, box=(across[0], 0, across[1], near.height))
+        return wide.resize((size, size), self._resampling, box=(0, down[0], size, down[1]))
+
+    @property
+    def _resampling(self) -> Image.Resampling:
+        return Image.Resampling[self._interpolation.upper()]
+
+
+def _channels_last(rgb: Pixels) -> torch.Tensor:
+    """Return [1, 3, H, W] in channels-last memory, which the kernel is 7 to 10 times as fast on."""
+    return torch.from_numpy(rgb).permute(2, 0, 1)[None]
+
+
+def _interpolate(channels_last: torch.Tensor, height: int, width: int, interpolation: str) -> torch.Tensor:
+    return interpolate(channels_last, (height, width), mode=interpolation, antialias=True)
+
+
+def _rows(channels_last: torch.Tensor) -> Pixels:
+    pixels: Pixels = channels_last[0].permute(1, 2, 0).numpy()
+    return pixels
+
+
+def _ties_often(rgb: Pixels, height: int, width: int) -> bool:
+    """Return whether torch would be too far from Pillow in the mean; of few pixels, whether chance might have it so."""
+    most = _MAX_TIES if min(rgb.shape[:2]) >= _LARGEST_TIED else 0
+    return _ties(rgb.shape[0], height) + _ties(rgb.shape[1], width) > most
+
+
+def _ties(length: int, to: int) -> float:
+    """Return how far torch is from Pillow in the mean, where one side of noise is resized bilinearly.
+
+    Where a ratio of small numbers makes many values end in exactly a half, as 192 to 224 does, torch's
+    weights of 16 bits round some up and some down.
+    """
+    divisor = gcd(length, to)
+    if max(length, to) // divisor > _LARGEST_TIED:
+        return 0.0
+    return _measured_ties(length // divisor, to // divisor)
+
+
+@cache
+def _measured_ties(length: int, to: int) -> float:
+    times = ceil(_STRIP_ROWS / to)
+    strip = np.random.default_rng(0).integers(0, 256, (length * times, _STRIP_COLUMNS, 3), np.uint8)
+    by_torch = _rows(_interpolate(_channels_last(strip), to * times, _STRIP_COLUMNS, "bilinear"))
+    by_pillow = Image.fromarray(strip).resize((_STRIP_COLUMNS, to * times), Image.Resampling.BILINEAR)
+    return float(np.abs(by_torch.astype(int) - np.asarray(by_pillow)).mean())
+
+
+def height_goes_first(width: int, height: int, to_width: int, to_height: int) -> bool:
+    """Return whether Pillow resizes the height before the width.
+
+    From version 13, where it shrinks by more than twice as many pixels: https://github.com/python-pillow/Pillow/pull/9549
+    """
+    return _HEIGHT_MAY_GO_FIRST and height - to_height > max(0, 2 * (width - to_width))
+
+
+def _centre(length: int, size: int) -> int:
+    """Return where torchvision's CenterCrop begins, its rounding included."""
+    return round((length - size) / 2)
+
+
+def _resized_long_side(width: int, height: int, size: int) -> int:
+    """Return the longer side once the shorter one is `size`, as torchvision's Resize rounds it."""
+    return int(size * max(width, height) / min(width, height))
+
+
+def _vanishes(width: int, height: int, size: int) -> bool:
+    """Return whether the shorter side is 0 once the longer one is `size`, as open_clip's ResizeKeepRatio rounds it."""
+    return round(min(width, height) / (max(width, height) / size)) == 0
