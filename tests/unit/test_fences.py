@@ -18,11 +18,19 @@ ONLY_IN = {
         "worker.topics",
         "worker.transaction",
     },
-    "open_clip": {"worker.weights"},
+    "open_clip": {"worker.architectures", "worker.weights"},
     "PIL": {"worker.images"},
     "prometheus_client": {"worker.health", "worker.metrics"},
     "simplejpeg": {"worker.images"},
-    "torch": {"worker.encoder", "worker.images", "worker.weights"},
+    "torch": {
+        "worker.architectures",
+        "worker.checkpoints",
+        "worker.encoder",
+        "worker.hugging_face",
+        "worker.images",
+        "worker.selftest",
+        "worker.weights",
+    },
 }
 # The stages of the flow, and the only other ones that each may know.
 STAGES = {
