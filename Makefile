@@ -6,9 +6,10 @@ KILLS ?= 50
 BOUNCES ?= 20
 CHANGES ?= 100
 SEED ?=
+PICTURES ?= 1000
 BIN := .venv/bin
 
-.PHONY: setup demo test lint types unit bench chaos lock clean
+.PHONY: setup demo test lint types unit bench fidelity chaos lock clean
 
 setup: .venv/.ready
 
@@ -41,6 +42,9 @@ unit: setup
 
 bench: setup
 	$(BIN)/python -m tests.benchmarks.preparation
+
+fidelity: setup
+	$(BIN)/python -m tests.model.fidelity --pictures $(PICTURES)
 
 chaos: setup
 	$(BIN)/python -m tests.chaos --records $(RECORDS) --kills $(KILLS) --bounces $(BOUNCES) --changes $(CHANGES) \
