@@ -52,7 +52,8 @@ def transformers_clip(architecture: str, heads: int) -> Oracle:
             projection_dim=visual["proj"].shape[1],
             hidden_act="quick_gelu" if architecture.endswith("-quickgelu") else "gelu",
         )
-    ).eval()
+    )
+    model.eval()
     model.load_state_dict(
         {"visual_projection.weight": visual["proj"].T}
         | {f"vision_model.{name}": tensor for name, tensor in _clip_tensors(visual)}
@@ -77,7 +78,8 @@ def transformers_siglip(architecture: str, tag: str, heads: int, hidden_act: str
             patch_size=patch,
             hidden_act=hidden_act,
         )
-    ).eval()
+    )
+    model.eval()
     model.load_state_dict(dict(_siglip_tensors(visual)))
     scale = _scaler(transform, IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD)
     return lambda images: _embed(lambda pixels: model(pixels).pooler_output, scale(images))
@@ -112,7 +114,9 @@ def _open_clip(architecture: str, tag: str | None = None) -> tuple[Any, Any]:
 
 def _embed(embed: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> Embeddings:
     with torch.inference_mode():
-        embeddings: Embeddings = torch.cat([embed(batch) for batch in images.split(_BATCH)]).numpy()
+        embeddings: Embeddings = torch.cat(
+            [embed(images[at : at + _BATCH]) for at in range(0, len(images), _BATCH)]
+        ).numpy()
     return embeddings
 
 

@@ -42,23 +42,27 @@ TINY_TEXT = TEXT | {"vocab_size": 8, "bos_token_id": 1, "eos_token_id": 2}
 
 def _clip_alone(hidden_act: str = "quick_gelu") -> Any:  # noqa: ANN401 - transformers' classes are untyped
     torch.manual_seed(1)
-    return CLIPVisionModelWithProjection(CLIPVisionConfig(**VISION, hidden_act=hidden_act)).eval()
+    model: Any = CLIPVisionModelWithProjection(CLIPVisionConfig(**VISION, hidden_act=hidden_act))
+    return model.eval()
 
 
 def _clip() -> Any:  # noqa: ANN401
     torch.manual_seed(1)
     config = CLIPConfig(vision_config=VISION, text_config=TINY_TEXT, projection_dim=256)
-    return CLIPModel(config).eval()
+    model: Any = CLIPModel(config)
+    return model.eval()
 
 
 def _siglip_alone() -> Any:  # noqa: ANN401
     torch.manual_seed(1)
-    return SiglipVisionModel(SiglipVisionConfig(**SIGLIP_VISION)).eval()
+    model: Any = SiglipVisionModel(SiglipVisionConfig(**SIGLIP_VISION))
+    return model.eval()
 
 
 def _siglip() -> Any:  # noqa: ANN401
     torch.manual_seed(1)
-    return SiglipModel(SiglipConfig(vision_config=SIGLIP_VISION, text_config=TINY_TEXT)).eval()
+    model: Any = SiglipModel(SiglipConfig(vision_config=SIGLIP_VISION, text_config=TINY_TEXT))
+    return model.eval()
 
 
 def _embed_clip_alone(model: Any, images: torch.Tensor) -> torch.Tensor:  # noqa: ANN401

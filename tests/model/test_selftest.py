@@ -31,7 +31,7 @@ def test_normalized_embeddings_pass_too() -> None:
     [
         pytest.param(lambda output: output.roll(1, dims=0), r"0\.\d+", id="mixes up the batch"),
         pytest.param(lambda output: output[:1].expand_as(output), r"0\.\d+", id="sees nothing"),
-        pytest.param(lambda output: -output, r"-1\.000000", id="wrong sign"),
+        pytest.param(lambda output: -output, r"-0\.9999\d+", id="wrong sign"),
         pytest.param(lambda output: output * torch.nan, "nan", id="not a number"),
         pytest.param(lambda output: output * 0, "nan", id="nothing at all"),
     ],

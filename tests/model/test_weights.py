@@ -261,9 +261,7 @@ def test_whole_numbers_and_truth_values_where_floats_belong_are_an_error(tensors
 def test_a_file_of_a_text_tower_alone_says_so(tensors: Tensors, tmp_path: Path) -> None:
     text = {name: tensor for name, tensor in tensors.items() if not name.startswith("visual.")}
 
-    with pytest.raises(
-        WeightsError, match=r"has no image tower .*none of its \d+ tensors is visual\.…"
-    ):
+    with pytest.raises(WeightsError, match=r"has no image tower .*none of its \d+ tensors is visual\.…"):
         load_model(ARCHITECTURE, str(_save_safetensors(text, tmp_path)))
 
 
