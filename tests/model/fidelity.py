@@ -3,6 +3,7 @@
 Prints how far the worker's embeddings are from theirs, and ends with 1 where a limit is exceeded.
 """
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,8 +24,7 @@ from worker.weights import load_model
 MODEL, ARCHITECTURE, HEADS = "ViT-B/32", "ViT-B-32-quickgelu", 12
 MAX_PIXELS = 50_000_000
 BATCH = 8
-# Below what is measured, see the README; a shift by one pixel is below it by far.
-BF16_LIMIT = 0.99
+BF16_LIMIT = 0.999  # the least measured is 0.99970
 NONE_PREPROCESSED = np.empty((0, 224, 224, 3), np.float32)
 
 Embed = Callable[[Sequence[Image.Image]], Embeddings]
@@ -47,6 +47,7 @@ class Finding:
 @click.option("--pictures", "count", type=click.IntRange(min=2), default=1000, help="how many pictures")
 def main(count: int) -> None:
     """Compare, print, and end with 1 where a limit is exceeded."""
+    logging.getLogger().setLevel(logging.ERROR)  # open_clip warns that the weights are random
     fp32 = _run("the worker in fp32", _worker("fp32"), count)
     findings = []
     for name, oracle in (
