@@ -6,9 +6,10 @@ KILLS ?= 50
 BOUNCES ?= 20
 CHANGES ?= 120
 SEED ?=
+PICTURES ?= 1000
 BIN := .venv/bin
 
-.PHONY: setup demo test lint types unit bench formats departure chaos lock clean
+.PHONY: setup demo test lint types unit bench formats departure fidelity chaos lock clean
 
 setup: .venv/.ready
 
@@ -48,6 +49,9 @@ formats: setup
 
 departure: setup
 	$(BIN)/python -m tests.images.departure
+
+fidelity: setup
+	$(BIN)/python -m tests.model.fidelity --pictures $(PICTURES)
 
 chaos: setup
 	$(BIN)/python -m tests.chaos --records $(RECORDS) --kills $(KILLS) --bounces $(BOUNCES) --changes $(CHANGES) \

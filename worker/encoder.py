@@ -9,6 +9,7 @@ import torch
 from torch.nn.functional import normalize
 
 from worker.errors import DeviceError, OutOfMemory
+from worker.selftest import LIMIT, SelfTest
 from worker.weights import Model
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -21,6 +22,7 @@ class Encoder:
     def __init__(self, model: Model, device: str, precision: str, *, normalized: bool) -> None:
         """Move the model to the device: auto, cpu, cuda or cuda:N; auto, fp32, bf16 or fp16.
 
+        The model is taken over: its tower is moved and cast in place.
         Raises: `DeviceError` where the device is missing or can't run at that precision.
         """
         self._device = find_device(device)
@@ -35,6 +37,9 @@ class Encoder:
             torch.tensor(channels, device=self._device).view(1, 3, 1, 1)
             for channels in (model.input.mean, model.input.std)
         )
+        if self._device.type == "cuda" and self.precision == "fp32":
+            torch.backends.cudnn.allow_tf32 = False  # it is by default, and leaves convolutions 10 bits of 23
+        self._self_test = SelfTest(model.tower, model.input)
         self._tower = model.tower.to(self._device, self._dtype)
 
     @property
@@ -69,19 +74,25 @@ class Encoder:
         return result
 
     def warm_up(self, max_batch: int) -> None:
-        """Run the smallest and the largest batch once, so that the first record doesn't wait for it.
+        """Run the smallest and the largest batch once, so that the first record doesn't wait, and the self-test.
 
-        Raises: `DeviceError` where the device can't.
+        Raises: `DeviceError` where the device can't, or gives other numbers than the CPU in fp32.
         """
         side = self.model_input.size
         nothing = np.empty((0, side, side, 3), np.float32)
         try:
             for images in (1, max_batch):
                 self.encode(np.zeros((images, side, side, 3), np.uint8), nothing)
+            cosine = self._self_test.cosine(lambda pictures: self.encode(pictures, nothing))
         except (RuntimeError, MemoryError, OutOfMemory) as error:
             raise DeviceError(
                 f"{self.device_name} can't run {self.model_name} in {self.precision} in batches of {max_batch}: {error}"
             ) from error
+        if not cosine >= LIMIT:  # not a number is under it too
+            raise DeviceError(
+                f"the self-test failed: {self.device_name} in {self.precision} gives embeddings of {self.model_name} "
+                f"with a cosine of {cosine:.6f} to those of the CPU in fp32, under {LIMIT}"
+            )
 
     def _normalise(self, pixels: torch.Tensor) -> torch.Tensor:
         """Scale to 0…1, then by the model's mean and deviation, in float32 as torchvision's transforms do."""

@@ -83,6 +83,9 @@ class Settings(BaseSettings):
 
     model: Name = Field("ViT-B/32", description="OpenAI's name or an architecture of open_clip")
     weights: Name = Field("openai", description="pretrained tag, a local file or folder, or random")
+    activation: Literal["auto", "quick_gelu", "gelu"] = Field(
+        "auto", description="auto, or quick_gelu or gelu where the weights don't say it"
+    )
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = Field(
         "auto", description="auto, cpu, cuda or cuda:N"
     )

@@ -1,91 +1,98 @@
-"""A name with a tag, a file or `random` -> the image tower in memory, with its fingerprint.
-
-The only module that knows open_clip.
-"""
+"""A name with a tag, a file or `random` -> the image tower in memory, with its fingerprint."""
 
 import hashlib
 import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from zipfile import ZipFile, is_zipfile
+from types import SimpleNamespace
 
 import open_clip
 import torch
-from huggingface_hub.constants import HF_HUB_CACHE
-from open_clip.model import _build_vision_tower
-from open_clip.transform import PreprocessCfg, image_transform_v2
+from huggingface_hub import constants
+from open_clip.convert import convert_state_dict
+from open_clip.model import CLIPVisionCfg
+from open_clip.pretrained import download_pretrained
+from open_clip.transform import image_transform_v2
 from torch import nn
 from torchvision.transforms import Compose, Normalize, ToTensor
 
+from worker.architectures import Activation, Architecture, Preprocessing, find_architecture
+from worker.checkpoints import FILE_SUFFIXES, Checkpoint, Tensors, find_file, read_checkpoint, some
 from worker.errors import WeightsError
 from worker.fit import Geometry
+from worker.hugging_face import HuggingFaceTower, is_hugging_face, preprocessing_said
 from worker.records import ModelInput
 
 RANDOM = "random"
 _SEED = 0
-
-# https://github.com/openai/CLIP/blob/main/clip/clip.py, _MODELS; all of them use QuickGELU.
-OPENAI_MODELS = {
-    "RN50": "RN50",
-    "RN101": "RN101",
-    "RN50x4": "RN50x4",
-    "RN50x16": "RN50x16",
-    "RN50x64": "RN50x64",
-    "ViT-B/32": "ViT-B-32",
-    "ViT-B/16": "ViT-B-16",
-    "ViT-L/14": "ViT-L-14",
-    "ViT-L/14@336px": "ViT-L-14-336",
-}
-
-# https://github.com/mlfoundations/open_clip/blob/main/src/open_clip/constants.py: what it saves in a folder.
-_OWN_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-_FILE_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 _FINGERPRINT_DIGITS = 12
-_LISTED_NAMES = 6
+_VISUAL = "visual."
+
+# Fields of open_clip's vision_cfg that training alone looks at, or that change no number.
+_NOT_COMPARED = {"patch_dropout", "timm_drop", "timm_drop_path", "timm_model_pretrained", "output_tokens"}
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
     """An image tower, fp32 on the CPU, in evaluation mode.
 
-    `tower` maps float32 [N, 3, R, R], normalised, to float32 [N, D]. `geometry` is open_clip's own
-    transform up to the pixels. `name` is architecture, weights and fingerprint.
+    `tower` maps float32 [N, 3, R, R], normalised, to float32 [N, D]; D is `dimensions`. `geometry` is
+    open_clip's own transform up to the pixels. `name` is architecture, weights and fingerprint.
+    `activation` is the tower's, where it is a choice. `preprocessing` says where `input` comes from.
     """
 
     tower: nn.Module
     name: str
+    dimensions: int
+    activation: Activation | None
+    preprocessing: Preprocessing
     input: ModelInput
     geometry: Geometry
 
 
-def load_model(model: str, weights: str) -> Model:
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Weights under the name that the output tells, and what is said of the model where they come from.
+
+    `checkpoint` is None where they are to be random.
+    """
+
+    name: str
+    said_by: str
+    checkpoint: Checkpoint | None
+    activation: Activation | None
+    preprocessing: Preprocessing
+    hugging_face: HuggingFaceTower | None = None
+
+
+def load_model(model: str, weights: str, activation: Activation | None = None) -> Model:
     """Load the image tower of `model` with `weights`: a pretrained tag, a local file or folder, or `random`.
 
-    Raises: `WeightsError` that says what was tried and how to give a local file.
+    `activation` is needed where nothing else says it, and must not contradict what does.
+    Raises: `WeightsError` that says what was tried, what doesn't fit, and how to give a local file.
     """
-    architecture = OPENAI_MODELS.get(model, model)
-    if architecture not in open_clip.list_models():
-        raise WeightsError(
-            f"MODEL={model} is no architecture: OpenAI's are {', '.join(OPENAI_MODELS)}; open_clip knows "
-            f"{len(open_clip.list_models())} more (python -c 'import open_clip; print(open_clip.list_models())')"
-        )
-    if weights == RANDOM:
+    architecture = find_architecture(model)
+    source = _find_source(architecture, weights)
+    chosen = architecture.choose_activation(activation, source.activation, source.said_by)
+    if source.checkpoint is None:
         torch.manual_seed(_SEED)
-        tower = _build(architecture, quick_gelu=model in OPENAI_MODELS)
-    elif weights in open_clip.list_pretrained_tags_by_model(architecture):
-        tower = _load_tag(architecture, weights)
-    else:
-        path = _find_file(Path(weights).expanduser())
-        if path is None:
-            raise WeightsError(_say_what_there_is(architecture, weights))
-        tower = _build(architecture, quick_gelu=model in OPENAI_MODELS)
-        _fill(tower, _read_tensors(path), path)
-        weights = path.name
-    tower.output_tokens = False  # type: ignore[assignment]  # CoCa's would return its tokens beside the embedding
+    tower = architecture.build(chosen)
+    if source.hugging_face is not None and source.hugging_face.is_siglip:
+        source.hugging_face.set_gelu(tower)
+    if source.checkpoint is not None:
+        _fill(tower, source.checkpoint)
     tower = tower.eval().requires_grad_(requires_grad=False)
-    return _describe(tower, f"{model}:{weights}:{fingerprint(tower)}")
+    return Model(
+        tower,
+        f"{model}:{source.name}:{fingerprint(tower)}",
+        architecture.dimensions,
+        chosen,
+        source.preprocessing,
+        _input(source.preprocessing),
+        _geometry(source.preprocessing),
+    )
 
 
 def fingerprint(tower: nn.Module) -> str:
@@ -96,42 +103,43 @@ def fingerprint(tower: nn.Module) -> str:
     have equal fingerprints, whatever file they came from.
     """
     digest = hashlib.sha256()
-    for name, tensor in sorted(tower.state_dict(prefix="visual.").items()):
+    for name, tensor in sorted(tower.state_dict(prefix=_VISUAL).items()):
         digest.update(f"{name}\0{','.join(map(str, tensor.shape))}\0".encode())
         digest.update(tensor.to("cpu", torch.float32).contiguous().numpy().astype("<f4", copy=False).data)
     return digest.hexdigest()[:_FINGERPRINT_DIGITS]
 
 
-def _build(architecture: str, *, quick_gelu: bool) -> nn.Module:
-    """Make the image tower alone, with random weights.
-
-    `open_clip.create_model` would make the text tower too, for which some need another package and a download.
-    """
-    config = open_clip.get_model_config(architecture)
-    vision = config["vision_cfg"] | {"timm_model_pretrained": False}
-    try:
-        tower: nn.Module = _build_vision_tower(
-            config["embed_dim"], vision, quick_gelu or config.get("quick_gelu", False)
+def _find_source(architecture: Architecture, weights: str) -> _Source:
+    if weights == RANDOM:
+        untrained = architecture.activation_untrained
+        return _Source(RANDOM, f"WEIGHTS={RANDOM}", None, untrained, architecture.agreed_preprocessing)
+    if weights in architecture.tags:
+        return _tag(architecture, weights)
+    path = find_file(Path(weights).expanduser())
+    if path is None:
+        raise WeightsError(
+            f"WEIGHTS={weights} is neither a file nor a pretrained tag of {architecture.key} "
+            f"({', '.join(architecture.tags) or 'which has none'}) nor {RANDOM}; "
+            f"a local file ends in {', '.join(FILE_SUFFIXES)}"
         )
-    except Exception as error:
-        raise WeightsError(f"open_clip can't make {architecture}: {type(error).__name__}: {error}") from error
-    tower.preprocess_cfg = asdict(PreprocessCfg(size=tower.image_size))  # type: ignore[assignment]
-    return tower
+    return _file(architecture, read_checkpoint(path))
 
 
-def _load_tag(architecture: str, tag: str) -> nn.Module:
-    quick_gelu = bool(open_clip.get_pretrained_cfg(architecture, tag).get("quick_gelu", False))
+def _tag(architecture: Architecture, tag: str) -> _Source:
+    """Download the tag's file, or take it from the cache: the image tower needs nothing else of it."""
     try:
         with _open_clip_unheard():
-            clip = open_clip.create_model(architecture, pretrained=tag, force_quick_gelu=quick_gelu)
+            path = Path(download_pretrained(open_clip.get_pretrained_cfg(architecture.key, tag)))
     except Exception as error:
+        tried = "with HF_HUB_OFFLINE nothing is downloaded" if constants.HF_HUB_OFFLINE else "the download failed"
+        said = " ".join(str(error).split()).rstrip(".")
         raise WeightsError(
-            f"the weights {tag} of {architecture} can't be had: tried the cache {HF_HUB_CACHE} and the download, "
-            f"which said: {str(error).splitlines()[0].rstrip('.')}. "
-            f"Give a local file instead: WORKER_WEIGHTS=/path/to/weights.safetensors (or .pt, .bin)"
+            f"the weights {tag} of {architecture.key} can't be had: not in the cache {constants.HF_HUB_CACHE}, and "
+            f"{tried}: {said}. Give a local file instead: WORKER_WEIGHTS=/path/to/weights.safetensors (or .pt, .bin)"
         ) from error
-    visual: nn.Module = clip.visual
-    return visual
+    checkpoint = read_checkpoint(path)
+    activation = architecture.activation_of_tag(tag)
+    return _Source(tag, f"the tag {tag}", checkpoint, activation, architecture.preprocessing_of_tag(tag))
 
 
 @contextmanager
@@ -149,103 +157,101 @@ def _open_clip_unheard() -> Iterator[None]:
         root.removeFilter(by_others)
 
 
-def _find_file(path: Path) -> Path | None:
-    """Return the file, or the one in the folder: the one that open_clip would save there, else the only one.
-
-    Raises: `WeightsError` where the folder has none, or several.
-    """
-    if not path.is_dir():
-        return path if path.is_file() else None
-    for name in _OWN_NAMES:
-        if (path / name).is_file():
-            return path / name
-    found = sorted(file for file in path.iterdir() if file.suffix in _FILE_SUFFIXES)
-    if not found:
-        raise WeightsError(f"the folder {path} has no file of weights: none ends in {', '.join(_FILE_SUFFIXES)}")
-    if len(found) > 1:
-        names = _some([file.name for file in found])
-        raise WeightsError(f"the folder {path} has several files of weights, {names}: name one of them")
-    return found[0]
+def _file(architecture: Architecture, checkpoint: Checkpoint) -> _Source:
+    """Ask what is closest to the tensors: their own names, then the JSON file beside them."""
+    if is_hugging_face(checkpoint.tensors):
+        return _hugging_face_folder(architecture, checkpoint)
+    if checkpoint.is_openais_archive:
+        preprocessing = replace(architecture.default_preprocessing, source="OpenAI's own code", unsaid=())
+        said_by = f"OpenAI's archive {checkpoint.path}"
+        return _Source(checkpoint.path.name, said_by, checkpoint, Activation.QUICK_GELU, preprocessing)
+    if checkpoint.open_clip_config:
+        return _open_clip_folder(architecture, checkpoint)
+    return _Source(checkpoint.path.name, str(checkpoint.path), checkpoint, None, architecture.agreed_preprocessing)
 
 
-def _say_what_there_is(architecture: str, weights: str) -> str:
-    tags = open_clip.list_pretrained_tags_by_model(architecture)
-    return (
-        f"WEIGHTS={weights} is neither a file nor a pretrained tag of {architecture} "
-        f"({', '.join(tags) or 'which has none'}) nor {RANDOM}; "
-        f"a local file ends in {', '.join(_FILE_SUFFIXES)}"
-    )
+def _hugging_face_folder(architecture: Architecture, checkpoint: Checkpoint) -> _Source:
+    tower = HuggingFaceTower(checkpoint)
+    tower.check_fit(architecture)
+    preprocessing = architecture.agreed_preprocessing
+    if checkpoint.preprocessor_config:
+        said_by = f"preprocessor_config.json beside {checkpoint.path}"
+        said = preprocessing_said(checkpoint.preprocessor_config, preprocessing.config.size, said_by)
+        preprocessing = preprocessing.overlaid(said, said_by)
+    converted = replace(checkpoint, tensors=tower.tensors())
+    return _Source(checkpoint.path.name, tower.said_by, converted, tower.activation, preprocessing, tower)
 
 
-def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Read safetensors, a state dict, a training checkpoint or OpenAI's TorchScript archive; never a free pickle."""
+def _open_clip_folder(architecture: Architecture, checkpoint: Checkpoint) -> _Source:
+    said_by = f"open_clip_config.json beside {checkpoint.path}"
+    config = checkpoint.open_clip_config.get("model_cfg", checkpoint.open_clip_config)
     try:
-        if path.suffix == ".safetensors":
-            return _read_safetensors(path)
-        if _is_torchscript(path):
-            script: Mapping[str, torch.Tensor] = torch.jit.load(  # type: ignore[no-untyped-call]
-                str(path), map_location="cpu"
-            ).state_dict()
-            return dict(script)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise WeightsError(f"{path} can't be read as weights: {type(error).__name__}: {error}") from error
-    content = content.get("state_dict", content) if isinstance(content, dict) else content
-    if not isinstance(content, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in content.values()):
-        raise WeightsError(f"{path} holds no state dict: a map of names to tensors, perhaps under state_dict")
-    return content
+        wrong = _differences(CLIPVisionCfg(**config["vision_cfg"]), architecture.vision)
+        if config["embed_dim"] != architecture.dimensions:
+            wrong.append(f"embed_dim {config['embed_dim']}, which is {architecture.dimensions}")
+    except (KeyError, TypeError) as error:
+        raise WeightsError(f"{said_by} has no configuration of a model: {type(error).__name__}: {error}") from error
+    if wrong:
+        raise WeightsError(f"{said_by} doesn't fit MODEL={architecture.name}: it has {'; '.join(wrong)} there")
+    activation = Activation.QUICK_GELU if config.get("quick_gelu", False) else Activation.GELU
+    said = checkpoint.open_clip_config.get("preprocess_cfg", {})
+    preprocessing = architecture.default_preprocessing.overlaid(said, said_by)
+    return _Source(checkpoint.path.name, said_by, checkpoint, activation, preprocessing)
 
 
-def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file  # noqa: PLC0415 - only where such a file is given
-
-    return load_file(path)
-
-
-def _is_torchscript(path: Path) -> bool:
-    if not is_zipfile(path):
-        return False
-    with ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
-
-
-def _fill(tower: nn.Module, tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Put the image tower's tensors into `tower`; every name and shape must fit."""
-    unwrapped = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    given = {name.removeprefix("visual."): tensor for name, tensor in unwrapped.items() if name.startswith("visual.")}
-    wanted = tower.state_dict()
-    wrong = [
-        f"{name} {list(given[name].shape)} instead of {list(wanted[name].shape)}"
-        for name in wanted.keys() & given.keys()
-        if given[name].shape != wanted[name].shape
+def _differences(said: CLIPVisionCfg, built: CLIPVisionCfg) -> list[str]:
+    names = [field.name for field in fields(CLIPVisionCfg) if field.name not in _NOT_COMPARED]
+    return [
+        f"{name} {getattr(said, name)}, which is {getattr(built, name)}"
+        for name in names
+        if getattr(said, name) != getattr(built, name)
     ]
-    not_finite = [name for name in wanted.keys() & given.keys() if not given[name].isfinite().all()]
+
+
+def _fill(tower: nn.Module, checkpoint: Checkpoint) -> None:
+    """Put the image tower's tensors into `tower`; every name, shape and kind of number must fit."""
+    given = _visual_of(tower, checkpoint)
+    wanted = tower.state_dict()
+    both = wanted.keys() & given.keys()
+    not_floats = {name for name in both if wanted[name].is_floating_point() and not given[name].is_floating_point()}
     problems: dict[str, Collection[str]] = {
         "missing": wanted.keys() - given.keys(),
         "unknown": given.keys() - wanted.keys(),
-        "of another shape": wrong,
-        "not finite": not_finite,
+        "of another shape": {
+            f"{name} {list(given[name].shape)} instead of {list(wanted[name].shape)}"
+            for name in both
+            if given[name].shape != wanted[name].shape
+        },
+        "not floating point": {f"{name} {str(given[name].dtype).removeprefix('torch.')}" for name in not_floats},
+        "not finite": {name for name in both - not_floats if not given[name].float().isfinite().all()},
     }
-    said = [f"{len(names)} {what}: {_some(names)}" for what, names in problems.items() if names]
+    said = [f"{len(names)} {what}: {some(names)}" for what, names in problems.items() if names]
     if said:
-        raise WeightsError(f"{path} doesn't fit the image tower: {'; '.join(said)}")
+        raise WeightsError(f"{checkpoint.path} doesn't fit the image tower: {'; '.join(said)}")
     tower.load_state_dict(given)
 
 
-def _some(names: Collection[str]) -> str:
-    shown = sorted(names)[:_LISTED_NAMES]
-    return ", ".join(shown) + (", …" if len(names) > len(shown) else "")
+def _visual_of(tower: nn.Module, checkpoint: Checkpoint) -> Tensors:
+    """Return the image tower's tensors by its own names, after the conversion that open_clip makes as it loads."""
+    tensors = convert_state_dict(SimpleNamespace(visual=tower), checkpoint.tensors)  # Apple's first MobileCLIPs
+    given = {name.removeprefix(_VISUAL): tensor for name, tensor in tensors.items() if name.startswith(_VISUAL)}
+    if not given:
+        raise WeightsError(
+            f"{checkpoint.path} has no image tower by open_clip's names: none of its {len(tensors)} tensors "
+            f"is {_VISUAL}…, but {some(tensors)}"
+        )
+    return given
 
 
-def _describe(tower: nn.Module, name: str) -> Model:
-    config = PreprocessCfg(**tower.preprocess_cfg)  # type: ignore[arg-type]  # open_clip sets a dict
-    height, width = config.size if isinstance(config.size, tuple) else (config.size, config.size)
-    if height != width:
-        raise WeightsError(f"{name} takes images of {height}×{width}; only square inputs are supported")
-    transform = image_transform_v2(config, is_train=False)
-    geometry = Compose([step for step in transform.transforms if not _makes_tensors(step)])
-    model_input = ModelInput(height, tuple(config.mean), tuple(config.std), config.interpolation, config.resize_mode)
-    return Model(tower, name, model_input, geometry)
+def _input(preprocessing: Preprocessing) -> ModelInput:
+    config = preprocessing.config
+    return ModelInput(config.size, tuple(config.mean), tuple(config.std), config.interpolation, config.resize_mode)
+
+
+def _geometry(preprocessing: Preprocessing) -> Geometry:
+    transform = image_transform_v2(preprocessing.config, is_train=False)
+    geometry: Geometry = Compose([step for step in transform.transforms if not _makes_tensors(step)])
+    return geometry
 
 
 def _makes_tensors(step: object) -> bool:

@@ -17,7 +17,8 @@ from confluent_kafka import KafkaError, Message, Producer
 from PIL import Image
 
 from tests.broker.kafka import REQUEST_TIMEOUT_S, Brokers
-from worker.images import Fast, Geometry
+from worker.fit import Geometry
+from worker.images import Fast
 from worker.pipeline import Encodes
 from worker.records import ModelInput
 

@@ -1,5 +1,6 @@
 """What weights come from, and that they are the same model wherever they come from."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,11 +10,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.model import families
+from worker.architectures import Activation
 from worker.encoder import Encoder
 from worker.errors import WeightsError
+from worker.records import ModelInput
 from worker.weights import fingerprint, load_model
 
-ARCHITECTURE = "ViT-S-32-alt"  # the smallest of open_clip's with R = 224
+ARCHITECTURE = families.VIT_SMALL
 SEED = 7
 
 Tensors = dict[str, torch.Tensor]
@@ -120,7 +124,7 @@ def test_the_image_tower_alone_is_the_one_that_open_clip_makes(architecture: str
     model = load_model(architecture, "random")
 
     assert model.name.endswith(fingerprint(expected))
-    assert model.tower.preprocess_cfg == expected.preprocess_cfg
+    assert str(model.tower) == str(expected)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +194,7 @@ def test_weights_that_can_not_be_downloaded_are_told_with_the_cache_and_the_loca
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
 
-    with pytest.raises(WeightsError, match=r"weights openai of ViT-B-32 .*tried the cache .*WORKER_WEIGHTS=/path/to"):
+    with pytest.raises(WeightsError, match=r"weights openai of ViT-B-32 .*HF_HUB_OFFLINE .*WORKER_WEIGHTS=/path/to"):
         load_model("ViT-B/32", "openai")
 
 
@@ -198,7 +202,7 @@ def test_weights_of_another_architecture_are_refused_with_what_does_not_fit(tens
     path = _save_state_dict(tensors, tmp_path)
 
     with pytest.raises(WeightsError, match=r"doesn't fit the image tower: .*of another shape: class_embedding \[384\]"):
-        load_model("ViT-B/32", str(path))
+        load_model("ViT-B/32", str(path), Activation.QUICK_GELU)
 
 
 def test_missing_unknown_and_not_finite_tensors_are_listed(tensors: Tensors, tmp_path: Path) -> None:
@@ -210,6 +214,112 @@ def test_missing_unknown_and_not_finite_tensors_are_listed(tensors: Tensors, tmp
 
     with pytest.raises(WeightsError, match=r"1 missing: proj; 1 unknown: extra; 1 not finite: class_embedding"):
         load_model(ARCHITECTURE, str(path))
+
+
+def _with_wrappers(tensors: Tensors) -> Tensors:
+    return {f"_orig_mod.module.{name}": tensor for name, tensor in tensors.items()}
+
+
+def _in_half(tensors: Tensors) -> Tensors:
+    return {name: tensor.half() for name, tensor in tensors.items()}
+
+
+def _in_bfloat16(tensors: Tensors) -> Tensors:
+    return {name: tensor.bfloat16() for name, tensor in tensors.items()}
+
+
+def test_names_that_training_wrapped_are_unwrapped(tensors: Tensors, tmp_path: Path) -> None:
+    (tmp_path / "plain").mkdir()
+    plain = load_model(ARCHITECTURE, str(_save_state_dict(tensors, tmp_path / "plain")))
+
+    wrapped = load_model(ARCHITECTURE, str(_save_state_dict(_with_wrappers(tensors), tmp_path)))
+
+    assert wrapped.name == plain.name
+
+
+@pytest.mark.parametrize("shorten", [_in_half, _in_bfloat16])
+def test_shorter_floats_become_fp32(shorten: Callable[[Tensors], Tensors], tensors: Tensors, tmp_path: Path) -> None:
+    short = shorten(tensors)
+
+    model = load_model(ARCHITECTURE, str(_save_safetensors(short, tmp_path)))
+
+    proj = model.tower.state_dict()["proj"]
+    assert proj.dtype == torch.float32
+    assert torch.equal(proj, short["visual.proj"].float())
+
+
+def test_whole_numbers_and_truth_values_where_floats_belong_are_an_error(tensors: Tensors, tmp_path: Path) -> None:
+    odd = tensors | {
+        "visual.proj": tensors["visual.proj"].to(torch.int8),
+        "visual.class_embedding": tensors["visual.class_embedding"] > 0,
+    }
+
+    with pytest.raises(WeightsError, match="2 not floating point: class_embedding bool, proj int8"):
+        load_model(ARCHITECTURE, str(_save_safetensors(odd, tmp_path)))
+
+
+def test_a_file_of_a_text_tower_alone_says_so(tensors: Tensors, tmp_path: Path) -> None:
+    text = {name: tensor for name, tensor in tensors.items() if not name.startswith("visual.")}
+
+    with pytest.raises(WeightsError, match=r"has no image tower .*none of its \d+ tensors is visual\.…"):
+        load_model(ARCHITECTURE, str(_save_safetensors(text, tmp_path)))
+
+
+OPENAIS_NUMBERS = {name: torch.tensor(value) for name, value in (("input_resolution", 224), ("context_length", 77))}
+
+
+def test_openais_own_archive_has_quickgelu_and_openais_preprocessing(tmp_path: Path) -> None:
+    torch.manual_seed(SEED)
+    tensors = dict(open_clip.create_model(families.VIT_QUICK).state_dict())
+    path = _save_torchscript(tensors | OPENAIS_NUMBERS | {"vocab_size": torch.tensor(64)}, tmp_path)
+
+    model = load_model(families.VIT, str(path))
+
+    assert model.activation is Activation.QUICK_GELU
+    assert "QuickGELU" in str(model.tower)
+    assert model.preprocessing.source == "OpenAI's own code"
+    assert model.preprocessing.unsaid == ()
+
+
+@pytest.mark.parametrize("save", [_save_safetensors, _save_state_dict, _save_training_checkpoint, _save_torchscript])
+def test_a_file_that_does_not_say_its_activation_needs_the_setting(
+    save: Callable[[Tensors, Path], Path], tmp_path: Path
+) -> None:
+    path = save(dict(open_clip.create_model(families.VIT).state_dict()), tmp_path)
+
+    with pytest.raises(WeightsError, match=r"doesn't say its activation, .* set WORKER_ACTIVATION"):
+        load_model(families.VIT, str(path))
+
+    assert load_model(families.VIT, str(path), Activation.GELU).activation is Activation.GELU
+    assert load_model(families.VIT, str(path), Activation.QUICK_GELU).activation is Activation.QUICK_GELU
+
+
+def _open_clip_folder(folder: Path, config: dict[str, object]) -> Path:
+    save_file(dict(open_clip.create_model(families.VIT).state_dict()), folder / "open_clip_model.safetensors")
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize(("architecture", "activation"), [(families.VIT, "gelu"), (families.VIT_QUICK, "quick_gelu")])
+def test_a_folder_of_open_clips_says_activation_and_preprocessing(
+    architecture: str, activation: str, tmp_path: Path
+) -> None:
+    preprocessing = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "interpolation": "bilinear"}
+    config = {"model_cfg": open_clip.get_model_config(architecture), "preprocess_cfg": preprocessing}
+
+    model = load_model(families.VIT, str(_open_clip_folder(tmp_path, config)))
+
+    assert model.activation == activation
+    assert model.input == ModelInput(224, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bilinear", "shortest")
+    assert model.preprocessing.unsaid == ("resize_mode",)
+
+
+def test_a_folder_of_open_clips_of_another_architecture_is_told_with_both(tmp_path: Path) -> None:
+    config = open_clip.get_model_config(families.VIT)
+    config["vision_cfg"]["head_width"] = 32
+
+    with pytest.raises(WeightsError, match=r"doesn't fit MODEL=two-layer-ViT-B-32: it has head_width 32, which is 64"):
+        load_model(families.VIT, str(_open_clip_folder(tmp_path, {"model_cfg": config})))
 
 
 class _Bomb:

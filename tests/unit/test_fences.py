@@ -18,12 +18,20 @@ ONLY_IN = {
         "worker.topics",
         "worker.transaction",
     },
-    "open_clip": {"worker.weights"},
+    "open_clip": {"worker.architectures", "worker.weights"},
     "PIL": {"worker.decode", "worker.fit", "worker.images"},
     "pillow_heif": {"worker.decode"},
     "prometheus_client": {"worker.health", "worker.metrics"},
     "simplejpeg": {"worker.decode"},
-    "torch": {"worker.encoder", "worker.fit", "worker.weights"},
+    "torch": {
+        "worker.architectures",
+        "worker.checkpoints",
+        "worker.encoder",
+        "worker.fit",
+        "worker.hugging_face",
+        "worker.selftest",
+        "worker.weights",
+    },
 }
 # The stages of the flow, and the only other ones that each may know.
 STAGES = {

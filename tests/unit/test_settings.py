@@ -50,6 +50,7 @@ def test_only_the_brokers_have_to_be_set() -> None:
         "transactional_id": None,
         "model": "ViT-B/32",
         "weights": "openai",
+        "activation": "auto",
         "device": "auto",
         "precision": "auto",
         "max_batch": None,

@@ -12,6 +12,7 @@ import click
 from confluent_kafka import KafkaException
 from prometheus_client import CollectorRegistry
 
+from worker.architectures import Activation
 from worker.cli.options import settings_options
 from worker.clients import admin_client, check_properties
 from worker.encoder import Encoder
@@ -36,7 +37,19 @@ def load_encoder(settings: Settings) -> Encoder:
 
     Raises: `WeightsError`, `DeviceError`.
     """
-    model = load_model(settings.model, settings.weights)
+    asked = None if settings.activation == "auto" else Activation(settings.activation)
+    model = load_model(settings.model, settings.weights, asked)
+    log.info(
+        "weights %s: embeddings of %d numbers%s; preprocessing from %s",
+        model.name,
+        model.dimensions,
+        "" if model.activation is None else f", {model.activation}",
+        model.preprocessing.source,
+    )
+    if model.preprocessing.unsaid:
+        log.warning(
+            "nothing says %s of %s: taken as %s", ", ".join(model.preprocessing.unsaid), model.name, model.input
+        )
     return Encoder(model, settings.device, settings.precision, normalized=settings.normalize)
 
 
