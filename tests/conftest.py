@@ -16,6 +16,8 @@ BUDGETS_S = {
     "demo": 60,
     "chaos": 300,
     "benchmarks": 60,
+    "hostile": 90,
+    "fuzz": 60,
 }
 
 _TOOK_S = pytest.StashKey[defaultdict[str, float]]()

@@ -18,6 +18,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torch.nn.functional import interpolate
 
 from schemas.dead_letter import Reason, Rejection
+from worker.headers import APP1, check_headers, check_pixels, jpeg_segments
 from worker.records import ModelInput, Pixels
 
 Geometry = Callable[[Image.Image], Image.Image]
@@ -26,7 +27,6 @@ Geometry = Callable[[Image.Image], Image.Image]
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 _JPEG = b"\xff\xd8\xff"
-_MARKER, _START_OF_SCAN, _APP1 = 0xFF, 0xDA, 0xE1
 _FILTER_REACH = 4  # pixels; Lanczos, the widest of Pillow's filters, reaches 3
 
 
@@ -46,8 +46,9 @@ class Fast:
         Raises: `Rejection` with `bad-image` or `too-many-pixels`.
         """
         if isinstance(image, np.ndarray):
-            _check_pixels(image.shape[1], image.shape[0], self._max_pixels)
+            check_pixels(image.shape[1], image.shape[0], self._max_pixels)
             return self._fit(image)
+        check_headers(image, self._max_pixels)
         return self._fit(self._decode(image))
 
     def _decode(self, data: bytes) -> Pixels:
@@ -66,7 +67,7 @@ class Fast:
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
             if colours not in ("YCbCr", "Gray"):
                 return None
-            _check_pixels(width, height, self._max_pixels)
+            check_pixels(width, height, self._max_pixels)
             rgb: Pixels = simplejpeg.decode_jpeg(data, "RGB")
         except ValueError:
             return None
@@ -114,8 +115,9 @@ class Reference:
         Raises: `Rejection` with `bad-image` or `too-many-pixels`.
         """
         if isinstance(image, np.ndarray):
-            _check_pixels(image.shape[1], image.shape[0], self._max_pixels)
+            check_pixels(image.shape[1], image.shape[0], self._max_pixels)
             return self._fit(Image.fromarray(image))
+        check_headers(image, self._max_pixels)
         opened = _open(image, self._max_pixels)
         with _decoding():
             opened.load()
@@ -134,18 +136,11 @@ def _lift_pillows_own_limit() -> None:
     Image.init()
 
 
-def _check_pixels(width: int, height: int, max_pixels: int) -> None:
-    if width * height > max_pixels:
-        raise Rejection(
-            Reason.TOO_MANY_PIXELS, f"{width}×{height} is {width * height} pixels, which exceeds {max_pixels}"
-        )
-
-
 def _open(data: bytes, max_pixels: int) -> Image.Image:
     """Read the header only, and check it."""
     with _decoding():
         image = Image.open(io.BytesIO(data), formats=FORMATS)
-    _check_pixels(image.width, image.height, max_pixels)
+    check_pixels(image.width, image.height, max_pixels)
     return image
 
 
@@ -162,12 +157,7 @@ def _decoding() -> Iterator[None]:
 
 def _may_be_turned(jpeg: bytes) -> bool:
     """Return whether an APP1 segment, which holds EXIF or XMP, comes before the image (ITU T.81, B.1.1.4)."""
-    at = 2
-    while at + 4 <= len(jpeg) and jpeg[at] == _MARKER and (kind := jpeg[at + 1]) != _START_OF_SCAN:
-        if kind == _APP1:
-            return True
-        at += 1 if kind == _MARKER else 2 + int.from_bytes(jpeg[at + 2 : at + 4])  # markers may repeat as filling
-    return False
+    return any(marker == APP1 for marker, _ in jpeg_segments(jpeg))
 
 
 def _orientation(image: Image.Image) -> int:
