@@ -6,9 +6,10 @@ KILLS ?= 50
 BOUNCES ?= 20
 CHANGES ?= 100
 SEED ?=
+MINUTES ?= 10
 BIN := .venv/bin
 
-.PHONY: setup demo test lint types unit bench chaos lock clean
+.PHONY: setup demo test lint types unit bench chaos fuzz mutants hostile lock clean
 
 setup: .venv/.ready
 
@@ -45,6 +46,15 @@ bench: setup
 chaos: setup
 	$(BIN)/python -m tests.chaos --records $(RECORDS) --kills $(KILLS) --bounces $(BOUNCES) --changes $(CHANGES) \
 		$(if $(SEED),--seed $(SEED))
+
+fuzz: setup
+	$(BIN)/python -m tests.fuzz --minutes $(MINUTES)
+
+mutants: setup
+	$(BIN)/python -m tests.fuzz --records $(RECORDS)
+
+hostile: setup
+	$(BIN)/python -m tests.hostile
 
 lock: setup
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \

@@ -3,6 +3,7 @@
 A finding ends the run: atheris writes the input into the working folder, and it goes into the corpus with its mend.
 """
 
+import logging
 import os
 import random
 import sys
@@ -38,7 +39,8 @@ def main(minutes: float | None, records: int | None, threads: int, seed: int, *,
 
 
 def _silence_native_code() -> None:
-    """Let libtiff's own lines about broken files go nowhere."""
+    """Let Pillow's and libtiff's own lines about broken files go nowhere."""
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
@@ -52,7 +54,7 @@ def _count(records: int, seed: int, threads: int) -> None:
     click.echo(
         f"{figures.records} outcomes of {records} records in {figures.took_s:.0f} s, "
         f"{figures.records / figures.took_s:.0f} a second; the slowest took {figures.slowest[0] * 1e3:.0f} ms; "
-        f"memory {figures.settled_bytes / 1e6:.0f} MB after a fifth of them, {figures.peak_bytes / 1e6:.0f} MB at the end"
+        f"memory {figures.settled_bytes / 1e6:.0f} MB after a fifth, {figures.peak_bytes / 1e6:.0f} MB at the end"
     )
     if troubles := figures.troubles(records):
         raise click.ClickException("; ".join(troubles))

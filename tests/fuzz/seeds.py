@@ -3,6 +3,7 @@
 import io
 import random
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 
 import msgpack
 import numpy as np
@@ -17,6 +18,7 @@ SIDES = (16, 33, 64)
 Mutation = Callable[[random.Random, bytearray], bytearray]
 
 
+@cache
 def pictures() -> Mapping[str, bytes]:
     """Return a small picture in each form that the tests know."""
     made = {}
