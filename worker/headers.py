@@ -26,6 +26,8 @@ MAX_TIFF_VALUES = 262_144  # of one tag; the largest palette has 196,608
 MAX_AVIF_BOXES = 10_000
 MAX_AVIF_FRAMES = 10_000
 
+_READ_PAST_THE_END = (IndexError, OverflowError, struct.error)  # by an offset of up to 64 bits
+
 
 def check_pixels(width: int, height: int, max_pixels: int) -> None:
     """Raise where an image is too large. Raises: `Rejection` with `too-many-pixels`."""
@@ -44,8 +46,9 @@ def check_headers(data: bytes, max_pixels: int) -> None:
         for signature, check in _CHECKS.items():
             if signature.match(data):
                 check(data, max_pixels)
-    except (IndexError, struct.error):
-        return  # the file ends early, or lies; its decoder says it
+                return
+    except _READ_PAST_THE_END:
+        return  # its decoder says it
 
 
 def _refuse_over(limit: int, count: int, what: str) -> None:
@@ -58,7 +61,11 @@ def _refuse_over(limit: int, count: int, what: str) -> None:
 APP1, _START_OF_SCAN, _END_OF_IMAGE = 0xE1, 0xDA, 0xD9
 _WITHOUT_LENGTH = frozenset([0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)])  # as Pillow takes them
 _FIRST_MARKER, _FILLING = 0xC0, 0xFF
-_METADATA = (b"Exif\0\0", b"Photoshop 3.0\0")
+_EXIF = b"Exif\0\0"
+_METADATA = (_EXIF, b"Photoshop 3.0\0")
+_APP13 = 0xED
+_PROGRESSIVE = frozenset([0xC2, 0xC6, 0xCA, 0xCE])
+_FRAMES = _PROGRESSIVE | {0xC0, 0xC1, 0xC3, 0xC5, 0xC7, 0xC9, 0xCB, 0xCD, 0xCF}
 _SCAN = b"\xff\xda"
 _IN_SCAN = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd7]")  # what ends a scan's data: no stuffing, filling or restart
 
@@ -86,16 +93,24 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
 
 def _check_jpeg(data: bytes, _: int) -> None:
     counts = dict.fromkeys(_METADATA, 0)
+    has_many_scans, components = True, 0
     for marker, at in jpeg_segments(data):
-        for kind in _METADATA:
-            if data.startswith(kind, at + 4):
-                counts[kind] += 1
-                _refuse_over(MAX_JPEG_METADATA_SEGMENTS, counts[kind], "EXIF or Photoshop segments of a JPEG")
-                if marker == APP1 and counts[kind] == 1:
-                    _check_exif(data, at + 4)
-        # What follows the picture may have these bytes by chance: the scans are looked for only where they may be many.
-        if marker == _START_OF_SCAN and data.count(_SCAN, at) > MAX_JPEG_SCANS:
+        if marker in _FRAMES:
+            has_many_scans, components = marker in _PROGRESSIVE, data[at + 9]
+        elif marker in (APP1, _APP13):
+            _check_jpeg_metadata(data, at + 4, counts)
+        elif marker == _START_OF_SCAN and (has_many_scans or data[at + 4] < components):
             _refuse_over(MAX_JPEG_SCANS, _count_scans(data, at), "scans of a JPEG")
+
+
+def _check_jpeg_metadata(data: bytes, at: int, counts: dict[bytes, int]) -> None:
+    kind = next((kind for kind in _METADATA if data.startswith(kind, at)), None)
+    if kind is None:
+        return
+    counts[kind] += 1
+    _refuse_over(MAX_JPEG_METADATA_SEGMENTS, counts[kind], "EXIF or Photoshop segments of a JPEG")
+    if kind == _EXIF and counts[kind] == 1:
+        _check_exif(data, at)
 
 
 def _after_segment(data: bytes, at: int) -> int:
@@ -104,6 +119,9 @@ def _after_segment(data: bytes, at: int) -> int:
 
 def _count_scans(data: bytes, at: int) -> int:
     """Count the scans from the first one at `at` to the end of the image, one too many at most."""
+    most = data.count(_SCAN, at)
+    if most <= MAX_JPEG_SCANS:  # what follows the image may have these bytes by chance, but then it is no matter
+        return most
     scans = 0
     while data[at + 1] != _END_OF_IMAGE and scans <= MAX_JPEG_SCANS:
         scans += data[at + 1] == _START_OF_SCAN
@@ -242,11 +260,11 @@ def _tiff_directory(data: bytes, start: int) -> tuple[str, bool, int, int]:
 
 
 def _check_exif(data: bytes, at: int) -> None:
-    while data.startswith(_METADATA[0], at):
-        at += len(_METADATA[0])
+    while data.startswith(_EXIF, at):
+        at += len(_EXIF)
     try:
         _tiff_directory(data, at)
-    except struct.error:
+    except _READ_PAST_THE_END:
         return  # viewers ignore what is broken
 
 

@@ -84,6 +84,11 @@ def test_a_tiff_of_rows_that_are_strips_each_is_let_through() -> None:
     check_headers(file, MAX_PIXELS)
 
 
+def test_a_bigtiff_whose_directory_is_beyond_any_file_is_left_to_its_decoder() -> None:
+    check_headers(b"II+\0\x08\0\0\0" + b"\xff" * 8, MAX_PIXELS)
+    check_headers(_png_with(_chunk(b"eXIf", b"II+\0\x08\0\0\0" + b"\xff" * 8)), MAX_PIXELS)
+
+
 # The limits.
 
 
