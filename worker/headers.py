@@ -161,7 +161,8 @@ _EXTENSION, _IMAGE = 0x21, 0x2C
 
 
 def _check_gif(data: bytes, max_pixels: int) -> None:
-    check_pixels(*struct.unpack_from("<HH", data, 6), max_pixels)
+    width, height = struct.unpack_from("<HH", data, 6)
+    check_pixels(width, height, max_pixels)
     at, blocks = 13, 0
     if data[10] & 0x80:
         at += 6 << (data[10] & 7)
@@ -284,7 +285,8 @@ def _check_avif(data: bytes, max_pixels: int) -> None:
             (length,) = struct.unpack_from(">Q", data, content)
             content += 8
         if kind == b"ispe":
-            check_pixels(*struct.unpack_from(">II", data, content + 4), max_pixels)
+            width, height = struct.unpack_from(">II", data, content + 4)
+            check_pixels(width, height, max_pixels)
         elif kind == b"stsz":
             (frames,) = struct.unpack_from(">I", data, content + 8)
             _refuse_over(MAX_AVIF_FRAMES, frames, f"{frames} frames of an AVIF")

@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -33,9 +32,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 _GEOMETRY = Compose([Resize(SIZE, InterpolationMode.BICUBIC), CenterCrop(SIZE), _to_rgb])
 
 
-@cache
 def preparer(kind: type[Fast] | type[Reference]) -> Preparer:
     return Preparer(kind(_MODEL_INPUT, _GEOMETRY, MAX_PIXELS), SIZE, _PATHS, _LIMITS)
+
+
+_PREPARERS = {kind: preparer(kind) for kind in (Fast, Reference)}
 
 
 def run(data: bytes) -> None:
@@ -98,7 +99,7 @@ def _picture(data: bytes) -> None:
 
 def _prepare(kind: type[Fast] | type[Reference], value: bytes) -> None:
     record = Record("documents", 0, 0, None, value, None, ())
-    match preparer(kind).prepare(record):
+    match _PREPARERS[kind].prepare(record):
         case Prepared(same, _, images):
             assert same is record
             assert {image.shape for image in images} == {(SIZE, SIZE, 3)}
