@@ -32,7 +32,7 @@ _LIMITS = DocumentLimits(max_image_bytes=16 * 2**20, max_images=64)
 _CPU_LIMIT_S = 60
 _MEMORY_LIMIT = 4 * 2**30
 _TRIES = 3  # what else the machine does can only add
-_M_MMAP_THRESHOLD = -3
+_LIBC = ctypes.CDLL(None)
 _CLEAR_REFS, _RESET_PEAK = Path("/proc/self/clear_refs"), "5"
 
 
@@ -62,8 +62,6 @@ def _warm_up(preparer: Preparer) -> None:
     """Prepare a picture of every form: what is loaded and allocated once is nobody's cost."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    # glibc keeps what is freed for the next, up to a size that grows: 128 KiB from now on, or the peak would hide it.
-    ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 2**17)
     for make in FORMS.values():
         value = pack_document("a", make(photograph("chelsea").resize((64, 48))))
         for _ in range(2):
@@ -85,6 +83,7 @@ def _measure(preparer: Preparer, bomb: Bomb) -> Cost:
 
 
 def _measure_once(preparer: Preparer, name: str, record: Record) -> Cost:
+    _LIBC.malloc_trim(0)  # glibc keeps what is freed, and what is allocated in it would raise no peak
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
