@@ -53,7 +53,7 @@ def _count(records: int, seed: int, threads: int) -> None:
         click.echo(f"{count:>9} {outcome}")
     click.echo(
         f"{figures.records} outcomes of {records} records in {figures.took_s:.0f} s, "
-        f"{figures.records / figures.took_s:.0f} a second; the slowest took {figures.slowest[0] * 1e3:.0f} ms; "
+        f"{figures.records / figures.took_s:.0f} a second; the slowest took {figures.slowest[0] * 1e3:.0f} ms of CPU; "
         f"memory {figures.settled_bytes / 1e6:.0f} MB after a fifth, {figures.peak_bytes / 1e6:.0f} MB at the end"
     )
     if troubles := figures.troubles(records):
