@@ -51,7 +51,7 @@ fuzz: setup
 	$(BIN)/python -m tests.fuzz --minutes $(MINUTES)
 
 mutants: setup
-	$(BIN)/python -m tests.fuzz --records $(RECORDS)
+	$(BIN)/python -m tests.fuzz --records $(RECORDS) $(if $(SEED),--seed $(SEED))
 
 hostile: setup
 	$(BIN)/python -m tests.hostile

@@ -122,8 +122,9 @@ def _count_scans(data: bytes, at: int) -> int:
     most = data.count(_SCAN, at)
     if most <= MAX_JPEG_SCANS:  # what follows the image may have these bytes by chance, but then it is no matter
         return most
-    scans = 0
+    scans, markers = 0, 0
     while data[at + 1] != _END_OF_IMAGE and scans <= MAX_JPEG_SCANS:
+        _refuse_over(MAX_JPEG_SEGMENTS, markers := markers + 1, "segments between the scans of a JPEG")
         scans += data[at + 1] == _START_OF_SCAN
         found = _IN_SCAN.search(data, _after_segment(data, at))
         if found is None:
@@ -135,6 +136,7 @@ def _count_scans(data: bytes, at: int) -> int:
 # PNG, https://www.w3.org/TR/png-3/#5Chunk-layout.
 
 _COMPRESSED_TEXTS = (b"iCCP", b"iTXt", b"zTXt")
+_KEYWORD_BYTES = 80  # at most, its null included
 
 
 def _check_png(data: bytes, _: int) -> None:
@@ -152,7 +154,7 @@ def _check_png(data: bytes, _: int) -> None:
 
 def _is_compressed(data: bytes, kind: bytes, at: int) -> bool:
     """Return whether the text is; an iTXt says it after its keyword and a null."""
-    return kind != b"iTXt" or data[data.find(b"\0", at) + 1] != 0
+    return kind != b"iTXt" or data[data.find(b"\0", at, at + _KEYWORD_BYTES) + 1] != 0
 
 
 # GIF, https://www.w3.org/Graphics/GIF/spec-gif89a.txt.

@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 
 FOUND = Path(".cache/fuzz")
+_INSTRUMENTED = ["schemas", "worker.headers", "worker.images", "worker.prepare", "PIL"]
 _HANG_S = 10
 _MEMORY_MB = 6_000
 _MAX_BYTES = 8_192
@@ -67,7 +68,7 @@ def _fuzz(minutes: float) -> None:
     except ImportError as error:
         raise click.ClickException("atheris is for Linux on x86-64: `make fuzz` runs nowhere else") from error
     # Only what is imported inside is instrumented, so nothing of these is imported before.
-    with atheris.instrument_imports(include=["schemas", "worker.headers", "worker.images", "worker.prepare"]):
+    with atheris.instrument_imports(include=_INSTRUMENTED):
         from tests.fuzz import targets  # noqa: PLC0415
     targets.write_corpus(FOUND / "seeds", random.Random(0))  # noqa: S311 - mutations, no secret
     new = FOUND / "corpus"

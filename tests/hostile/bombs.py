@@ -88,6 +88,13 @@ def _jpeg_of_many_scans(scans: int, side: int = 7_000, *, progressive: bool = Tr
     return b"\xff\xd8" + quantisation + frame + dc + ac + first + later * scans + b"\xff\xd9"
 
 
+def _jpeg_of_scans_and(segment: bytes) -> bytes:
+    """Return a progressive JPEG with 16 MB of segments before its last scan, and a comment of what looks like scans."""
+    plain = _picture("JPEG", progressive=True)
+    last = plain.rindex(b"\xff\xda")
+    return plain[:last] + segment * (BYTES // len(segment)) + _segment(0xFE, b"\xff\xda" * 200) + plain[last:]
+
+
 def _photoshop(blocks: int) -> bytes:
     return _segment(0xED, b"Photoshop 3.0\0" + b"8BIM\x04\x04\0\0\0\0\0\0" * blocks)
 
@@ -96,6 +103,9 @@ JPEGS = [
     Bomb("JPEG, 65,535 × 65,535", Reason.TOO_MANY_PIXELS, lambda: _jpeg_of(HUGE, HUGE, progressive=False)),
     Bomb("JPEG, progressive, 65,535 × 65,535", Reason.TOO_MANY_PIXELS, lambda: _jpeg_of(HUGE, HUGE, progressive=True)),
     Bomb("JPEG, 5,000 empty scans of 49 million pixels", Reason.BAD_IMAGE, lambda: _jpeg_of_many_scans(5_000)),
+    Bomb(
+        "JPEG, 4 million comments between its scans", Reason.BAD_IMAGE, lambda: _jpeg_of_scans_and(_segment(0xFE, b""))
+    ),
     Bomb("JPEG, 4 million empty segments", Reason.BAD_IMAGE, lambda: _jpeg_with(_segment(0xE5, b"") * (BYTES // 4))),
     Bomb(
         "JPEG, 1.6 million EXIF segments",

@@ -111,6 +111,13 @@ def test_scans_are_counted_past_what_only_looks_like_the_end() -> None:
     assert _refusal(file) == (Reason.BAD_IMAGE, "scans of a JPEG: over 100")
 
 
+def test_a_jpeg_has_at_most_1000_segments_between_its_scans() -> None:
+    last = PLAIN.rindex(b"\xff\xda")
+    file = PLAIN[:last] + _segment(0xFE, b"\xff\xda") * 1_000 + PLAIN[last:]
+
+    assert _refusal(file) == (Reason.BAD_IMAGE, "segments between the scans of a JPEG: over 1000")
+
+
 def test_a_jpeg_has_at_most_1000_segments_before_its_picture() -> None:
     segments = len(list(jpeg_segments(PLAIN)))
     check_headers(_jpeg_with(_segment(0xE5, b"") * (1_000 - segments)), MAX_PIXELS)
