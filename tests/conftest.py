@@ -16,7 +16,7 @@ BUDGETS_S = {
     "demo": 60,
     "chaos": 300,
     "benchmarks": 60,
-    "hostile": 90,
+    "hostile": 120,
     "fuzz": 60,
 }
 
