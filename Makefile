@@ -7,9 +7,10 @@ BOUNCES ?= 20
 CHANGES ?= 120
 SEED ?=
 PICTURES ?= 1000
+MINUTES ?= 10
 BIN := .venv/bin
 
-.PHONY: setup demo test lint types unit bench formats departure fidelity chaos lock clean
+.PHONY: setup demo test lint types unit bench formats departure fidelity chaos fuzz mutants hostile lock clean
 
 setup: .venv/.ready
 
@@ -56,6 +57,15 @@ fidelity: setup
 chaos: setup
 	$(BIN)/python -m tests.chaos --records $(RECORDS) --kills $(KILLS) --bounces $(BOUNCES) --changes $(CHANGES) \
 		$(if $(SEED),--seed $(SEED))
+
+fuzz: setup
+	$(BIN)/python -m tests.fuzz --minutes $(MINUTES)
+
+mutants: setup
+	$(BIN)/python -m tests.fuzz --records $(RECORDS) $(if $(SEED),--seed $(SEED))
+
+hostile: setup
+	$(BIN)/python -m tests.hostile
 
 lock: setup
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \

@@ -7,6 +7,7 @@ from enum import StrEnum
 
 MAX_DETAIL_BYTES = 1024
 HEADER_PREFIX = "dlq."
+_MAX_DETAIL_READ = 4 * MAX_DETAIL_BYTES  # characters; an error's text may be of any length
 
 Headers = tuple[tuple[str, bytes | None], ...]
 
@@ -124,5 +125,5 @@ def without_dlq(headers: Headers) -> Headers:
 
 def _one_line(text: str) -> str:
     """Put `text` on one printable line of at most 1,024 bytes of UTF-8."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    line = " ".join("".join(c if c.isprintable() else " " for c in text[:_MAX_DETAIL_READ]).split())
     return line.encode(errors="replace")[:MAX_DETAIL_BYTES].decode(errors="ignore")

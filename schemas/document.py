@@ -14,6 +14,7 @@ from schemas.wire import Reader
 
 MAX_ID_BYTES = 512
 MAX_TRAVERSAL_DEPTH = 64
+MAX_TRAVERSAL_LENGTH = 4096  # characters; all 65 paths together are 2,209
 MAX_DOCUMENTS = 10_000  # nested documents of one record, with or without an image
 
 TraversalPaths = frozenset[int]
@@ -54,8 +55,10 @@ class DocumentLimits:
 def parse_traversal(text: str) -> TraversalPaths:
     """Turn paths such as `r`, `c` or `r,cc` into the depths that they lead to: 0, 1 or {0, 2}.
 
-    Raises: `ValueError` where a path is not `r` or a row of at most 64 `c`s.
+    Raises: `ValueError` where a path is not `r` or a row of at most 64 `c`s, or the text has over 4,096 characters.
     """
+    if len(text) > MAX_TRAVERSAL_LENGTH:
+        raise ValueError(f"traversal paths of {len(text)} characters exceed {MAX_TRAVERSAL_LENGTH}")
     depths = set()
     for path in text.split(","):
         name = path.strip()

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from schemas.dead_letter import Reason, Rejection
-from schemas.document import MAX_TRAVERSAL_DEPTH, Document
+from schemas.document import MAX_DOCUMENTS, MAX_TRAVERSAL_DEPTH, Document
 from schemas.ndarray import pack_ndarray, read_ndarray
 from schemas.wire import Reader
 
@@ -73,39 +73,53 @@ def read_embedding(value: bytes) -> EmbeddingRecord:
     reader = Reader(value)
     if reader.kind != "map":
         raise Rejection(Reason.NOT_A_MAP, f"the record is a {reader.kind}, not a map")
-    return _read(reader, depth=0)
+    return _EmbeddingReader(reader).read(depth=0)
 
 
-def _read(reader: Reader, depth: int) -> EmbeddingRecord:
-    embedding: Embedding | None = None
-    chunks: tuple[EmbeddingRecord, ...] = ()
-    plain: dict[bytes, object] = {}
-    for name in reader.read_fields():
-        match name, reader.kind:
-            case b"embedding", "map":
-                embedding = read_ndarray(reader, max_bytes=None).astype(np.float32, copy=False)
-            case b"chunks", "array":
-                chunks = tuple(_read_chunk(reader, depth + 1) for _ in range(reader.read_array_size()))
-            case ((b"id" | b"tags" | b"model" | b"preprocessing" | b"normalized"), _):
-                plain[name] = _unpackb(reader.skip())
-            case _:
-                reader.skip()
-    document_id = plain.get(b"id")
-    return EmbeddingRecord(
-        id=None if document_id is None else str(document_id),
-        embedding=embedding,
-        chunks=chunks,
-        tags=plain.get(b"tags"),
-        origin=_read_origin(plain),
-    )
+@dataclass(slots=True)
+class _EmbeddingReader:
+    """One record's reader, with what has been counted so far."""
 
+    reader: Reader
+    chunks: int = 0
 
-def _read_chunk(reader: Reader, depth: int) -> EmbeddingRecord:
-    if reader.kind != "map":
-        raise Rejection(Reason.BAD_CHUNKS, f"a chunk is a {reader.kind}, not a map")
-    if depth > MAX_TRAVERSAL_DEPTH:
-        raise Rejection(Reason.TOO_DEEP, f"chunks nested deeper than {MAX_TRAVERSAL_DEPTH}")
-    return _read(reader, depth)
+    def read(self, depth: int) -> EmbeddingRecord:
+        """Read the map that the reader stands at."""
+        embedding: Embedding | None = None
+        chunks: tuple[EmbeddingRecord, ...] = ()
+        plain: dict[bytes, object] = {}
+        for name in self.reader.read_fields():
+            match name, self.reader.kind:
+                case b"embedding", "map":
+                    embedding = read_ndarray(self.reader, max_bytes=None).astype(np.float32, copy=False)
+                case b"chunks", "array":
+                    chunks = self._read_chunks(depth + 1)
+                case ((b"id" | b"tags" | b"model" | b"preprocessing" | b"normalized"), _):
+                    plain[name] = _unpackb(self.reader.skip())
+                case _:
+                    self.reader.skip()
+        document_id = plain.get(b"id")
+        return EmbeddingRecord(
+            id=None if document_id is None else str(document_id),
+            embedding=embedding,
+            chunks=chunks,
+            tags=plain.get(b"tags"),
+            origin=_read_origin(plain),
+        )
+
+    def _read_chunks(self, depth: int) -> tuple[EmbeddingRecord, ...]:
+        size = self.reader.read_array_size()
+        self.chunks += size
+        if self.chunks > MAX_DOCUMENTS:
+            raise Rejection(Reason.BAD_CHUNKS, f"{self.chunks} nested documents exceed {MAX_DOCUMENTS}")
+        if depth > MAX_TRAVERSAL_DEPTH:
+            raise Rejection(Reason.TOO_DEEP, f"chunks nested deeper than {MAX_TRAVERSAL_DEPTH}")
+        return tuple(self._read_chunk(depth) for _ in range(size))
+
+    def _read_chunk(self, depth: int) -> EmbeddingRecord:
+        if self.reader.kind != "map":
+            raise Rejection(Reason.BAD_CHUNKS, f"a chunk is a {self.reader.kind}, not a map")
+        return self.read(depth)
 
 
 def _read_origin(plain: Mapping[bytes, object]) -> Origin | None:

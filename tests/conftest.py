@@ -17,6 +17,8 @@ BUDGETS_S = {
     "demo": 60,
     "chaos": 300,
     "benchmarks": 60,
+    "hostile": 120,
+    "fuzz": 60,
 }
 
 _TOOK_S = pytest.StashKey[defaultdict[str, float]]()

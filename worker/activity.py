@@ -2,6 +2,10 @@
 
 import time
 from collections.abc import Callable
+from types import FunctionType
+from typing import TypeVar
+
+Result = TypeVar("Result")
 
 Clock = Callable[[], float]
 """Seconds that only go forward; `time.monotonic` outside tests."""
@@ -33,6 +37,11 @@ class Activity:
         work = self._work
         return 0.0 if work is None else self._clock() - work[0]
 
+    @property
+    def is_busy(self) -> bool:
+        """Return whether the thread is at anything."""
+        return self._work is not None
+
     def is_stalled(self, stall_timeout_s: float) -> bool:
         """Return whether the thread has been at the same work for longer than it may."""
         work = self._work
@@ -42,3 +51,16 @@ class Activity:
         """Name the thread and its work."""
         work = self._work
         return f"{self.name} waits" if work is None else f"{self.name}: {work[1]} for {self.busy_s:.1f} s"
+
+
+def call_as(name: str, call: Callable[[], Result]) -> Result:
+    """Call in a frame that has this name, so that the stack says what a thread is at.
+
+    Where native code crashes, nothing is left to log it but the stacks that faulthandler writes.
+    """
+    named: Callable[[Callable[[], Result]], Result] = FunctionType(_call.__code__.replace(co_name=name), {})
+    return named(call)
+
+
+def _call(call: Callable[[], Result]) -> Result:
+    return call()

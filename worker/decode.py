@@ -14,13 +14,13 @@ import simplejpeg
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 from schemas.dead_letter import Reason, Rejection
+from worker.headers import APP1, check_headers, check_pixels, jpeg_segments
 from worker.records import Pixels
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 _HEIF = "HEIF"
 _JPEG = b"\xff\xd8\xff"
-_MARKER, _START_OF_SCAN, _APP1 = 0xFF, 0xDA, 0xE1
 _PNG_DEPTH_AT, _PNG_DEEP = 24, 16  # https://www.w3.org/TR/png-3/#11IHDR
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # TIFF 6.0, PhotometricInterpretation
 # ISO/IEC 23008-12, annex B: the brands of files with HEVC pictures.
@@ -42,13 +42,14 @@ class Decoder:
 
     def check_pixels(self, width: int, height: int) -> None:
         """Refuse a picture of too many pixels."""
-        if width * height > self._max_pixels:
-            raise Rejection(
-                Reason.TOO_MANY_PIXELS, f"{width}×{height} is {width * height} pixels, which exceeds {self._max_pixels}"
-            )
+        check_pixels(width, height, self._max_pixels)
 
     def open(self, data: bytes) -> Image.Image:
         """Read the header only, and check it."""
+        check_headers(data, self._max_pixels)
+        return self._open(data)
+
+    def _open(self, data: bytes) -> Image.Image:
         with decoding():
             try:
                 image = Image.open(io.BytesIO(data), formats=self._formats)
@@ -59,10 +60,11 @@ class Decoder:
 
     def decode(self, data: bytes) -> Pixels:
         """Return the picture as a person sees it, uint8 [H, W, 3]."""
+        check_headers(data, self._max_pixels)
         rgb = self._decode_plain_jpeg(data) if data.startswith(_JPEG) else None
         if rgb is not None and not _may_be_turned(data):
             return rgb
-        image = self.open(data)
+        image = self._open(data)
         if rgb is None:
             with decoding():
                 rgb = np.asarray(_as_seen(image, data))
@@ -116,12 +118,7 @@ def _is_heic(data: bytes) -> bool:
 
 def _may_be_turned(jpeg: bytes) -> bool:
     """Return whether an APP1 segment, which holds EXIF or XMP, comes before the image (ITU T.81, B.1.1.4)."""
-    at = 2
-    while at + 4 <= len(jpeg) and jpeg[at] == _MARKER and (kind := jpeg[at + 1]) != _START_OF_SCAN:
-        if kind == _APP1:
-            return True
-        at += 1 if kind == _MARKER else 2 + int.from_bytes(jpeg[at + 2 : at + 4])  # markers may repeat as filling
-    return False
+    return any(marker == APP1 for marker, _ in jpeg_segments(jpeg))
 
 
 def _orientation(image: Image.Image) -> int:

@@ -3,6 +3,7 @@
 The http threads and the watchdog only read, and join nothing.
 """
 
+import faulthandler
 import logging
 import os
 import socket
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 _SILENCE_S = 10.0
 _WATCH_EVERY_S = 0.5
 _LOOKS = 4
+_INTERPRETER_PATIENCE_S = 30.0  # beyond the stall timeout
+_STANDARD_ERROR = 2
 
 
 class Health:
@@ -34,7 +37,7 @@ class Health:
 
     def __init__(self, stall_timeout_s: float, clock: Clock = time.monotonic) -> None:
         """Begin alive and not ready."""
-        self._stall_timeout_s = stall_timeout_s
+        self.stall_timeout_s = stall_timeout_s
         self._clock = clock
         self._activities: Sequence[Activity] = ()
         self._threads: Sequence[Thread] = ()
@@ -58,11 +61,15 @@ class Health:
 
     def stalled(self) -> str | None:
         """Return what hangs or has died, None where all is well."""
-        late = [str(it) for it in self._activities if it.is_stalled(self._stall_timeout_s)]
+        late = [str(it) for it in self._activities if it.is_stalled(self.stall_timeout_s)]
         dead = [f"{thread.name} is dead" for thread in self._threads if not thread.is_alive()]
         if self._clock() > self._end_by_s:
             late.append("the end is overdue")
         return "; ".join(late + dead) or None
+
+    def at_work(self) -> str:
+        """Name every thread that is at something, with its record and for how long."""
+        return "; ".join(str(it) for it in self._activities if it.is_busy) or "no thread is at work"
 
     def unready(self) -> str | None:
         """Return what is missing for work, None where nothing is."""
@@ -112,18 +119,25 @@ def start_watchdog(health: Health, end: Callable[[int], object] = os._exit) -> N
     """End the process once something hangs: a native call that hangs can't be ended in any other way.
 
     That is 2 s later than /livez says so: a probe may see it, and a dead thread's error is the main thread's first.
+    The log then names what every thread is at, and standard error gets their stacks. Native code that hangs with the
+    interpreter's lock stops this thread too: then faulthandler's own, which needs no lock, writes the stacks and ends
+    the process with 1.
     """
+    patience_s = health.stall_timeout_s + _INTERPRETER_PATIENCE_S
 
     def watch() -> None:
         looks = 0
         trouble: str | None = None
         while looks < _LOOKS:
+            faulthandler.dump_traceback_later(patience_s, exit=True, file=_STANDARD_ERROR)
             time.sleep(_WATCH_EVERY_S)
             trouble = health.stalled()
             looks = looks + 1 if trouble else 0
-        log.critical("ending the process: %s", trouble)
+        log.critical("ending the process: %s; at work: %s", trouble, health.at_work())
         for handler in logging.getLogger().handlers:
             handler.flush()
+        faulthandler.cancel_dump_traceback_later()
+        faulthandler.dump_traceback(_STANDARD_ERROR)
         end(EXIT_STALLED)
 
     Thread(target=watch, name="watchdog", daemon=True).start()

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from schemas.dead_letter import Reason
-from worker.activity import Activity
+from worker.activity import Activity, call_as
 from worker.batcher import Batch, Batcher, Closed
 from worker.errors import DeviceError, OutOfMemory, ProcessError, ThreadDied
 from worker.records import Deleted, Embedded, Outcome, Prepared, Record, Rejected, Skipped, SplitCause
@@ -87,7 +87,7 @@ class Pipeline:
         self._bytes = 0
         self._closing = False
         self._inbox: SimpleQueue[_Place | None] = SimpleQueue()
-        self._done: SimpleQueue[tuple[_Place, Outcome] | Exception] = SimpleQueue()
+        self._done: SimpleQueue[tuple[_Place, Outcome] | ProcessError] = SimpleQueue()
         self.activities = [Activity(f"prepare-{n}") for n in range(threads)] + [Activity("encode")]
         # Daemons: a decoder that hangs must not keep the process at its end.
         self.threads = [
@@ -178,11 +178,9 @@ class Pipeline:
             if thread.is_alive():
                 raise ThreadDied(f"still at work {timeout_s:g} s after the session's end: {activity}")
 
-    def _note(self, done: tuple[_Place, Outcome] | Exception) -> None:
+    def _note(self, done: tuple[_Place, Outcome] | ProcessError) -> None:
         if isinstance(done, ProcessError):
             raise done
-        if isinstance(done, Exception):
-            raise ThreadDied(f"a thread of the pipeline failed: {type(done).__name__}: {done}") from done
         place, outcome = done
         place.outcome = outcome
 
@@ -193,15 +191,19 @@ class Pipeline:
             work(activity)
         except Closed:
             return
-        except Exception as error:  # noqa: BLE001 - the thread boundary: carried to the main thread, which raises it
+        except ProcessError as error:
             self._done.put(error)
+        except Exception as error:  # noqa: BLE001 - the thread boundary: carried to the main thread, which raises it
+            died = ThreadDied(f"a thread of the pipeline failed: {type(error).__name__}: {error}; {activity}")
+            died.__cause__ = error
+            self._done.put(died)
 
     def _prepare_all(self, activity: Activity) -> None:
         while (place := self._inbox.get()) is not None and not self._closing:
             begun_s = time.monotonic()
             beat = partial(activity.begin, place.record)
             beat()
-            prepared = self._prepare(place.record, beat)
+            prepared = call_as(str(place.record), partial(self._prepare, place.record, beat))
             self._observer.prepared(time.monotonic() - begun_s)
             activity.end()
             if isinstance(prepared, Prepared):

@@ -229,3 +229,8 @@ def test_nothing_stands_in_for_a_dead_letter_that_is_refused_otherwise(value: by
     assert outbound is not None
 
     assert OUTBOX.instead(Attempt(rejected, outbound), reason, 4_096) is None
+
+
+def test_a_detail_of_any_length_costs_no_more_than_its_beginning() -> None:
+    assert _detail("a" * 10_000_000) == "a" * 1024
+    assert _detail(" " * 10_000_000 + "a") == ""

@@ -570,3 +570,39 @@ def test_bytes_of_any_kind_are_read_or_rejected() -> None:
 
     assert min(outcomes[None], outcomes[Reason.NOT_MSGPACK]) > 100
     assert len(outcomes) > 5
+
+
+# What is made to hurt.
+
+
+def test_maps_that_are_looked_at_have_at_most_100000_fields_in_all() -> None:
+    def value(fields: int) -> bytes:
+        return b"\xdf" + (fields + 1).to_bytes(4) + _pack("id") + _pack("a") + b"\xa1k\xc0" * fields
+
+    assert _read(value(99_999)) == Document("a")
+    detail = "100001 fields in the maps of one record exceed 100000"
+    assert _refusal(value(100_000)) == (Reason.TOO_LARGE, detail)
+
+
+def test_fields_of_chunks_and_of_arrays_count_as_well() -> None:
+    many = b"\xde\xc3\x50" + b"\xa1k\xc0" * 50_000
+    chunks = _map((_pack("id"), _pack("a")), (_pack("chunks"), b"\x92" + many + many))
+    array = _map((_pack("id"), _pack("a")), (_pack("blob"), many), (_pack("chunks"), b"\x91" + many))
+
+    for value in (chunks, array):
+        assert _refusal(value, "r,c")[0] in (Reason.TOO_LARGE, Reason.BAD_BLOB)
+    assert _refusal(chunks, "r,c") == (Reason.TOO_LARGE, "100002 fields in the maps of one record exceed 100000")
+
+
+def test_fields_that_nobody_looks_at_do_not_count() -> None:
+    tags = b"\xdf\x00\x0f\x42\x40" + b"\xa1k\xc0" * 1_000_000
+
+    assert _read(_map((_pack("id"), _pack("a")), (_pack("tags"), tags))) == Document("a", tags=memoryview(tags))
+
+
+def test_all_paths_there_are_can_be_named_and_a_text_that_is_longer_is_refused() -> None:
+    every = ",".join(["r", *("c" * depth for depth in range(1, 65))])
+
+    assert parse_traversal(every) == frozenset(range(65))
+    with pytest.raises(ValueError, match="traversal paths of 4097 characters exceed 4096"):
+        parse_traversal("r" + "," * 4096)

@@ -386,3 +386,13 @@ def test_a_record_without_a_timestamp_gives_one_without() -> None:
 
 def test_a_skipped_record_gives_none() -> None:
     assert OUTBOX.outbound(Skipped(_record())) is None
+
+
+def test_an_embedding_record_has_at_most_10000_chunks() -> None:
+    def value(chunks: int) -> bytes:
+        return b"\x81\xa6chunks\xdd" + chunks.to_bytes(4) + b"\x80" * chunks
+
+    assert len(read_embedding(value(10_000)).chunks) == 10_000
+    with pytest.raises(Rejection) as raised:
+        read_embedding(value(10_001))
+    assert (raised.value.reason, raised.value.detail) == (Reason.BAD_CHUNKS, "10001 nested documents exceed 10000")

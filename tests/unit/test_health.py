@@ -1,3 +1,4 @@
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -251,6 +252,37 @@ def test_the_watchdog_ends_the_process_once_something_hangs(caplog: pytest.LogCa
     assert time.monotonic() - begun_s > 0.2
     [line] = [record.getMessage() for record in caplog.records]
     assert line.startswith("ending the process: main: the loop for ")
+
+
+def test_the_last_line_names_what_every_thread_is_at(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    health = Health(0.2)
+    activities = [Activity("main"), Activity("prepare-0"), Activity("prepare-1"), Activity("prepare-2")]
+    ended = Event()
+
+    def end(_: int) -> None:
+        ended.set()
+
+    with _living_thread("main") as thread:
+        health.watch(activities, [thread])
+        activities[1].begin("documents[0]@7")
+        activities[3].begin("documents[2]@9", patience_s=100)
+        start_watchdog(health, end)
+        assert ended.wait(PATIENCE_S)
+
+    [line] = [record.getMessage() for record in caplog.records]
+    in_hand = r"prepare-0: documents\[0\]@7 for \d+\.\d s"
+    assert re.fullmatch(
+        rf"ending the process: {in_hand}; at work: {in_hand}; prepare-2: documents\[2\]@9 for \d+\.\d s", line
+    )
+    assert "in watch" in capfd.readouterr().err
+
+
+def test_where_a_thread_has_died_nothing_is_said_to_be_at_work(health: Health) -> None:
+    health.watch([Activity("prepare-0")], [_dead_thread("encode")])
+
+    assert health.at_work() == "no thread is at work"
 
 
 def test_a_process_that_is_to_end_stays_unready_though_its_consumer_is_still_in_the_group(health: Health) -> None:

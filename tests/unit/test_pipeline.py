@@ -1,3 +1,4 @@
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -358,6 +359,7 @@ def test_what_a_thread_raises_is_raised_in_the_main_thread(
             _keep_asking(ask, pipeline)
 
     assert str(raised.value).startswith(f"a thread of the pipeline failed: {kind.__name__}: {said}")
+    assert re.search(r"; (prepare-\d: documents\[0\]@0|encode: a batch of 1 images) for \d\.\d s$", str(raised.value))
     assert isinstance(raised.value.__cause__, kind)
 
 

@@ -369,7 +369,7 @@ def test_a_header_counts_for_its_record_only() -> None:
         ),
         pytest.param(
             (("traversal", b"c" * 1_000_000),),
-            f"'{'c' * 80}' is not a traversal path: r, c, cc, … (at most 64 deep)",
+            "traversal paths of 1000000 characters exceed 4096",
             id="very long",
         ),
         pytest.param(

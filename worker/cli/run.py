@@ -1,5 +1,6 @@
 """`clip-worker run`: consume, embed, produce until SIGTERM or SIGINT."""
 
+import faulthandler
 import logging
 import os
 import signal
@@ -66,6 +67,7 @@ def run(settings: Settings, load: Callable[[Settings], ReadyEncoder] = load_enco
     Raises: `WorkerError`, whose `exit_code` the process ends with.
     """
     configure_logging(settings)
+    faulthandler.enable()  # a decoder that crashes: the stacks name the records, see `call_as`
     metrics = Metrics(CollectorRegistry())
     health = Health(settings.stall_timeout_s)
     stop = _Stop(health, settings.drain_timeout_s)
