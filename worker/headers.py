@@ -14,6 +14,7 @@ from schemas.dead_letter import Reason, Rejection
 MAX_JPEG_SEGMENTS = 1_000  # before the first scan; an ICC profile may take 255
 MAX_JPEG_METADATA_SEGMENTS = 16  # of EXIF, and of Photoshop's blocks: Pillow goes through them in Python
 MAX_JPEG_SCANS = 100  # each goes over every block again; libtiff has the same limit, progressive files have about 10
+MAX_SPARSE_JPEG_PIXELS = 4_000_000  # of one that lacks most of its data; more cost too much before that is found
 MAX_PNG_CHUNKS = 10_000
 MAX_PNG_COMPRESSED_TEXTS = 16  # the colour profile is one; each may become 1 MiB, by Pillow's own limit
 MAX_PNG_COMPRESSED_BYTES = 2**20  # of one of them, which would not become less
@@ -66,6 +67,8 @@ _METADATA = (_EXIF, b"Photoshop 3.0\0")
 _APP13 = 0xED
 _PROGRESSIVE = frozenset([0xC2, 0xC6, 0xCA, 0xCE])
 _FRAMES = _PROGRESSIVE | {0xC0, 0xC1, 0xC3, 0xC5, 0xC7, 0xC9, 0xCB, 0xCD, 0xCF}
+_SEQUENTIAL = frozenset([0xC0, 0xC1])  # Huffman codes, all of a block at once
+_PIXELS_A_BYTE = 256  # at most: 64 of a block, whose two or more codes have a bit or more each
 _SCAN = b"\xff\xda"
 _IN_SCAN = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd7]")  # what ends a scan's data: no stuffing, filling or restart
 
@@ -91,12 +94,17 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
         at = at + 2 if not marker or marker in _WITHOUT_LENGTH else _after_segment(data, at)
 
 
-def _check_jpeg(data: bytes, _: int) -> None:
+def _check_jpeg(data: bytes, max_pixels: int) -> None:
     counts = dict.fromkeys(_METADATA, 0)
     has_many_scans, components = True, 0
     for marker, at in jpeg_segments(data):
         if marker in _FRAMES:
             has_many_scans, components = marker in _PROGRESSIVE, data[at + 9]
+            height, width = struct.unpack_from(">HH", data, at + 5)
+            check_pixels(width, height, max_pixels)
+            if marker in _SEQUENTIAL and width * height > MAX_SPARSE_JPEG_PIXELS:
+                what = f"{width * height} pixels of a JPEG of {len(data)} bytes"
+                _refuse_over(_PIXELS_A_BYTE * len(data), width * height, what)
         elif marker in (APP1, _APP13):
             _check_jpeg_metadata(data, at + 4, counts)
         elif marker == _START_OF_SCAN and (has_many_scans or data[at + 4] < components):

@@ -26,6 +26,8 @@ def configure_logging(settings: Settings) -> None:
     )
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(capture=True)
-    warnings.filterwarnings("ignore", module="PIL")  # what is odd about a picture is the picture's matter
+    # What is odd about a picture is the picture's matter, and in its dead letter.
+    warnings.filterwarnings("ignore", module="PIL")
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
     for talkative in ("httpx", "huggingface_hub", "urllib3"):
         logging.getLogger(talkative).setLevel(logging.ERROR)

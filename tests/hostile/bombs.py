@@ -102,6 +102,7 @@ def _photoshop(blocks: int) -> bytes:
 JPEGS = [
     Bomb("JPEG, 65,535 × 65,535", Reason.TOO_MANY_PIXELS, lambda: _jpeg_of(HUGE, HUGE, progressive=False)),
     Bomb("JPEG, progressive, 65,535 × 65,535", Reason.TOO_MANY_PIXELS, lambda: _jpeg_of(HUGE, HUGE, progressive=True)),
+    Bomb("JPEG, 49 million pixels in 600 bytes", Reason.BAD_IMAGE, lambda: _jpeg_of(7_000, 7_000, progressive=False)),
     Bomb("JPEG, 5,000 empty scans of 49 million pixels", Reason.BAD_IMAGE, lambda: _jpeg_of_many_scans(5_000)),
     Bomb(
         "JPEG, 4 million comments between its scans", Reason.BAD_IMAGE, lambda: _jpeg_of_scans_and(_segment(0xFE, b""))
