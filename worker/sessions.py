@@ -70,14 +70,12 @@ class Sessions:
         self,
         settings: Settings,
         encoder: ReadyEncoder,
-        limits: Mapping[str, TopicLimits],
         metrics: Metrics,
         health: Health,
     ) -> None:
-        """Connect nothing yet. `limits` are what the output topic and the dead-letter topic admit."""
+        """Connect nothing yet."""
         self._settings = settings
         self._encoder = encoder
-        self._limits = limits
         self._metrics = metrics
         self._health = health
         self._main = Activity("main")
@@ -109,8 +107,8 @@ class Sessions:
             settings.prepare_threads,
         )
 
-    def hold(self, stop: Event) -> None:
-        """Work until the stop.
+    def hold(self, stop: Event, limits: Mapping[str, TopicLimits]) -> None:
+        """Work until the stop. `limits` are what the output topic and the dead-letter topic admit.
 
         A session that failed is followed by a new one, after a pause that doubles while none makes progress.
         Raises: `SessionsFailed` after five of those, `TooManyRejections`, `DrainTimeout`, any other `ProcessError`.
@@ -121,7 +119,7 @@ class Sessions:
             pipeline = self._start_pipeline()
             with ExitStack() as stack:
                 stack.callback(pipeline.close)
-                loop = self._open_session(stack, pipeline)
+                loop = self._open_session(stack, pipeline, limits)
                 try:
                     loop.run(lambda: stop.is_set() or self._rejections.are_reached)
                 except SessionError as error:
@@ -153,13 +151,13 @@ class Sessions:
     def _watch_main_only(self) -> None:
         self._health.watch([self._main], [current_thread()])
 
-    def _open_session(self, stack: ExitStack, pipeline: Pipeline) -> Loop:
+    def _open_session(self, stack: ExitStack, pipeline: Pipeline, limits: Mapping[str, TopicLimits]) -> Loop:
         """Connect the clients; the stack closes them, the producer before the consumer."""
         settings = self._settings
         properties = consumer_properties(settings)
         source = Source(properties, settings.input_topic, self._note_group)
         stack.callback(source.close)
-        delivery = self._open_delivery(source)
+        delivery = self._open_delivery(source, limits)
         stack.callback(delivery.close)
         stack.callback(self._main.begin, "closing the clients", patience_s=_CLIENT_PATIENCE_S)
         self._health.watch([self._main, *pipeline.activities], [current_thread(), *pipeline.threads])
@@ -175,12 +173,12 @@ class Sessions:
         )
         return Loop(source, pipeline, delivery, times, self._metrics, self._main)
 
-    def _open_delivery(self, source: Source) -> AtLeastOnce | ExactlyOnce:
+    def _open_delivery(self, source: Source, limits: Mapping[str, TopicLimits]) -> AtLeastOnce | ExactlyOnce:
         if self._settings.delivery == "exactly-once":
             properties = transactional_properties(self._settings)
-            return ExactlyOnce(properties, self._limits, self._outbox(), source, self._note_written)
+            return ExactlyOnce(properties, limits, self._outbox(), source, self._note_written)
         properties = producer_properties(self._settings)
-        return AtLeastOnce(properties, self._limits, self._outbox(), source.commit, self._note_written)
+        return AtLeastOnce(properties, limits, self._outbox(), source.commit, self._note_written)
 
     def _outbox(self) -> Outbox:
         settings = self._settings

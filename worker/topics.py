@@ -23,7 +23,7 @@ SMALLEST_BYTES = 4096
 
 _ANSWER_S = 30.0
 _TURN_S = 3.0
-_CONFIG_ANSWER_S = 10.0
+_CONFIG_ANSWER_S = 5.0
 MAX_BYTES = "max.message.bytes"
 _BEFORE = "message.timestamp.before.max.ms"
 _AFTER = "message.timestamp.after.max.ms"

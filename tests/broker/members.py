@@ -61,9 +61,9 @@ class Member:
         self._registry = CollectorRegistry()
         self._stop = Event()
         self._error: BaseException | None = None
-        limits = {settings.output_topic: TopicLimits(), settings.dead_letter_topic: TopicLimits()}
+        self._limits = {settings.output_topic: TopicLimits(), settings.dead_letter_topic: TopicLimits()}
         health = Health(settings.stall_timeout_s)
-        self._sessions = Sessions(settings, encoder, limits, Metrics(self._registry), health)
+        self._sessions = Sessions(settings, encoder, Metrics(self._registry), health)
         self._thread = Thread(target=self._hold, name=name, daemon=True)
         self._thread.start()
 
@@ -127,7 +127,7 @@ class Member:
 
     def _hold(self) -> None:
         try:
-            self._sessions.hold(self._stop)
+            self._sessions.hold(self._stop, self._limits)
         except BaseException as error:  # noqa: BLE001 - the thread boundary: `stop` raises it
             self._error = error
 

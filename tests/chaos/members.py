@@ -75,9 +75,9 @@ class Member:
         self._registry = CollectorRegistry()
         self._stop = threading.Event()
         settings = _settings(brokers, topics, changes, number)
-        limits = {topic: TopicLimits() for topic in (topics.output, topics.dead_letters)}
+        self._limits = {topic: TopicLimits() for topic in (topics.output, topics.dead_letters)}
         health = Health(settings.stall_timeout_s)
-        self._sessions = Sessions(settings, InstantEncoder(), limits, Metrics(self._registry), health)
+        self._sessions = Sessions(settings, InstantEncoder(), Metrics(self._registry), health)
         self._thread = threading.Thread(target=self._work, name=f"member-{number}", daemon=True)
         self._thread.start()
 
@@ -99,7 +99,7 @@ class Member:
 
     def _work(self) -> None:
         try:
-            self._sessions.hold(self._stop)
+            self._sessions.hold(self._stop, self._limits)
         except BaseException as error:  # noqa: BLE001 - the thread boundary: looked at by the test
             self.failure = error
 

@@ -87,9 +87,9 @@ class _Worker:
         )
         self._registry = CollectorRegistry()
         metrics, health = Metrics(self._registry), Health(settings.stall_timeout_s)
-        limits = {topic: TopicLimits() for topic in (self.embeddings, self.letters)}
+        self._limits = {topic: TopicLimits() for topic in (self.embeddings, self.letters)}
         self._encoder = _Halting()
-        self._sessions = Sessions(settings, self._encoder, limits, metrics, health)
+        self._sessions = Sessions(settings, self._encoder, metrics, health)
         self._stop = threading.Event()
         self._raised: list[BaseException] = []
         self._thread = threading.Thread(target=self._hold, name=f"worker-{self.name}", daemon=True)
@@ -167,7 +167,7 @@ class _Worker:
 
     def _hold(self) -> None:
         try:
-            self._sessions.hold(self._stop)
+            self._sessions.hold(self._stop, self._limits)
         except BaseException as error:  # noqa: BLE001 - the thread boundary: raised in the test
             self._raised.append(error)
 

@@ -78,14 +78,15 @@ def run(settings: Settings, load: Callable[[Settings], ReadyEncoder] = load_enco
         check_properties(settings)
         admin = admin_client(settings)
         partitions = find_topics(admin, settings)
-        limits = LimitsQuestion(admin, [settings.output_topic, settings.dead_letter_topic])
+        question = LimitsQuestion(admin, [settings.output_topic, settings.dead_letter_topic])
         log.info("topics and their partitions: %s", partitions)
         encoder = load(settings)
-        sessions = Sessions(settings, encoder, _limits(limits, settings), metrics, health)
+        sessions = Sessions(settings, encoder, metrics, health)
         sessions.warm_up()
+        limits = _limits(question, settings)
         stop.working = True
         start_watchdog(health)
-        sessions.hold(stop.event)
+        sessions.hold(stop.event, limits)
     log.info("stopped cleanly")
 
 
