@@ -28,8 +28,9 @@ demo: override export FOLDER := $(value FOLDER)
 demo: setup
 	$(BIN)/clip-worker demo $${FOLDER:+"$$FOLDER"}
 
+# Each folder of tests in one process, two of them at once: most of what needs a broker waits.
 test: lint types
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadgroup
 
 lint: setup
 	$(BIN)/ruff check

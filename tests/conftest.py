@@ -1,9 +1,7 @@
-"""Says at the end of a run how long each folder of tests took, beside what it may take."""
+"""Runs each folder of tests in one process, and says at the end how long each took, beside what it may take."""
 
-import time
 from collections import defaultdict
-from collections.abc import Generator
-from pathlib import Path
+from collections.abc import Sequence
 
 import pytest
 
@@ -21,27 +19,34 @@ BUDGETS_S = {
     "fuzz": 60,
 }
 
-_TOOK_S = pytest.StashKey[defaultdict[str, float]]()
-
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[_TOOK_S] = defaultdict(float)
+    if not hasattr(config, "workerinput"):  # pytest-xdist's: this is not the process that reports
+        config.pluginmanager.register(_Clock())
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Count a test with its fixtures."""
-    begun_s = time.monotonic()
-    try:
-        return (yield)
-    finally:
-        folder = item.path.relative_to(Path(__file__).parent).parts[0]
-        item.config.stash[_TOOK_S][folder] += time.monotonic() - begun_s
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    """Keep together what shares a broker, a cluster or a measurement."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_folder(item.nodeid)))
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Only say it: machines are shared, and a slow one is no fault of a test."""
-    for folder, took_s in sorted(config.stash[_TOOK_S].items()):
-        budget_s = BUDGETS_S[folder]
-        line = f"tests/{folder}: {took_s:.0f} s of {budget_s} s"
-        terminalreporter.write_line(line, red=took_s > budget_s)
+class _Clock:
+    """Adds up, by folder, how long tests took with their fixtures."""
+
+    def __init__(self) -> None:
+        self._took_s: defaultdict[str, float] = defaultdict(float)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self._took_s[_folder(report.nodeid)] += report.duration
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Only say it: machines are shared, and a slow one is no fault of a test."""
+        for folder, took_s in sorted(self._took_s.items()):
+            budget_s = BUDGETS_S[folder]
+            line = f"tests/{folder}: {took_s:.0f} s of {budget_s} s"
+            terminalreporter.write_line(line, red=took_s > budget_s)
+
+
+def _folder(nodeid: str) -> str:
+    return nodeid.split("/")[1]
