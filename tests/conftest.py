@@ -1,5 +1,6 @@
 """Runs each folder of tests in one process, and says at the end how long each took, beside what it may take."""
 
+import signal
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -21,6 +22,7 @@ BUDGETS_S = {
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, with all it starts
     if not hasattr(config, "workerinput"):  # pytest-xdist's: this is not the process that reports
         config.pluginmanager.register(_Clock())
 
