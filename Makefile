@@ -30,7 +30,7 @@ demo: setup
 
 # Each folder of tests in one process, two of them at once: most of what needs a broker waits.
 test: lint types
-	$(BIN)/pytest --numprocesses 2 --dist loadgroup
+	$(BIN)/pytest --numprocesses 2
 
 lint: setup
 	$(BIN)/ruff check

@@ -2,16 +2,17 @@
 
 import signal
 from collections import defaultdict
-from collections.abc import Sequence
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling, Scheduling
 
 BUDGETS_S = {
     "unit": 90,
     "images": 60,
-    "model": 120,
+    "model": 150,
     "packaging": 120,
-    "broker": 800,
+    "broker": 950,
     "faults": 240,
     "demo": 60,
     "chaos": 300,
@@ -27,10 +28,15 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(_Clock())
 
 
-def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling:
     """Keep together what shares a broker, a cluster or a measurement."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_folder(item.nodeid)))
+    return _ByFolder(config, log)
+
+
+class _ByFolder(LoadScopeScheduling):  # type: ignore[misc]  # ships no types
+    def _split_scope(self, nodeid: str) -> str:
+        return _folder(nodeid)
 
 
 class _Clock:

@@ -123,7 +123,7 @@ def test_embeddings_in_bf16_point_where_those_in_fp32_do(
 
     cosines = centred_cosine(_embed(_load(family), "bf16"), expected)
 
-    record_property("least centred cosine", cosines.min())
+    record_property("least centred cosine", float(cosines.min()))
     print(f"{family}: least centred cosine in bf16 {cosines.min():.6f}")  # noqa: T201 - pytest shows it where it fails
     assert cosines.min() > family.bf16_limit
 

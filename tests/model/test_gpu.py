@@ -50,6 +50,6 @@ def test_a_gpu_gives_what_the_cpu_does(
     on_gpu.warm_up(batch)
     cosines = centred_cosine(_embed(on_gpu, pixels, batch), _embed(on_cpu, pixels, 8))
 
-    record_property("least centred cosine", cosines.min())
+    record_property("least centred cosine", float(cosines.min()))
     print(f"{model} in {precision}, batches of {batch}: least centred cosine {cosines.min():.6f}")  # noqa: T201
     assert cosines.min() > LIMITS[precision]
