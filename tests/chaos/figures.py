@@ -61,20 +61,22 @@ def recovery(cluster: Cluster, rounds: int, say: Say) -> Sequence[Figure]:
     joined_s, killed_s, quiet_gaps_s, gaps_s = [], [], [], []
     for _ in range(rounds):
         topics = make_topics(cluster)
-        with _streaming(cluster, topics), _worker(cluster, topics) as one:
-            one.wait_until_ready()
-            one.wait_until(lambda: _images(one) > RATE, IN_TIME_S, "one produces")
-            alone_ms, goal = _now_ms(), _images(one) + ALONE_S * RATE
-            one.wait_until(lambda goal=goal: _images(one) > goal, IN_TIME_S, "one goes on")  # type: ignore[misc]
-            joining_ms = _now_ms()
-            with _worker(cluster, topics) as other:
-                other.wait_until(lambda: _images(other) > RATE, IN_TIME_S, "both produce")
-                moved, assigned_ms = _assignment(other)
-                other.kill()
-                killed_ms = _now_ms()
-                one.wait_until(lambda: _owned(one) == PARTITIONS, IN_TIME_S, "the survivor has all")
-                goal = _images(one) + 8 * RATE
-                one.wait_until(lambda goal=goal: _images(one) > goal, IN_TIME_S, "the survivor produces")  # type: ignore[misc]
+        with _worker(cluster, topics) as one:
+            one.wait_until(lambda: _owned(one) == PARTITIONS, IN_TIME_S, "one has all")
+            # Not before: of a backlog one partition is done after the other.
+            with _streaming(cluster, topics):
+                one.wait_until(lambda: _images(one) > RATE, IN_TIME_S, "one produces")
+                alone_ms, goal = _now_ms(), _images(one) + ALONE_S * RATE
+                one.wait_until(lambda goal=goal: _images(one) > goal, IN_TIME_S, "one goes on")  # type: ignore[misc]
+                joining_ms = _now_ms()
+                with _worker(cluster, topics) as other:
+                    other.wait_until(lambda: _images(other) > RATE, IN_TIME_S, "both produce")
+                    moved, assigned_ms = _assignment(other)
+                    other.kill()
+                    killed_ms = _now_ms()
+                    one.wait_until(lambda: _owned(one) == PARTITIONS, IN_TIME_S, "the survivor has all")
+                    goal = _images(one) + 8 * RATE
+                    one.wait_until(lambda goal=goal: _images(one) > goal, IN_TIME_S, "the survivor produces")  # type: ignore[misc]
         outcomes = read_log(cluster, topics, (), {}).outcomes
         of_moved = sorted(it.appended_ms for it in outcomes if it.place[0] in moved)
         joined_s.append((_first_after(of_moved, assigned_ms) - joining_ms) / 1000)
