@@ -160,11 +160,6 @@ def log_error(error: KafkaError) -> None:
     log.warning("kafka: %s", error)
 
 
-def tool_properties(settings: Settings) -> Properties:
-    """Return what a command's admin client needs: errors are the command's to tell, so the client logs little."""
-    return common_properties(settings) | QUIET
-
-
 def consumer_properties(settings: Settings) -> Properties:
     """Return the properties of the worker's consumer."""
     own = {name: value for name, value in settings.kafka_properties.items() if name not in PRODUCER_ONLY}
