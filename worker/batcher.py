@@ -1,15 +1,15 @@
-"""Up to max_batch images of what is ready, whatever its place in line, when the device is free.
+"""Up to max_batch images of what is *ready*, whatever its record's place in line, when the device is free.
 
-The prepare threads put records in and wait while there is no place; the encode thread takes batches
-out and gives places back. A place is 224×224×3 bytes, allocated once, so a batch is gathered
-without any allocation per image on the way.
+The memory that the device reads is a ring of rows of R×R×3 bytes, allocated once. A prepare thread takes the next
+row, and waits while there is none; it writes an image there and says so. The encode thread takes the rows that are
+written, in their order: a batch is a piece of the ring, and nothing is copied together. Its rows go back once its
+embeddings are there.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
-from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
@@ -23,36 +23,48 @@ class Closed(Exception):
     """The batcher has been closed while a thread waited at it."""
 
 
-@dataclass(slots=True)
-class Job:
-    """One record on its way through the encoder; `done` is told its outcome, by the encode thread."""
+@dataclass(slots=True, eq=False)
+class Place:
+    """A record's place in the line, with its outcome once there is one."""
 
     record: Record
+    outcome: Outcome | None = None
+
+
+@dataclass(slots=True)
+class Job:
+    """One record on its way through the encoder. Belongs to the encode thread."""
+
+    place: Place
     document: Document
-    done: Callable[[Outcome], None]
-    places: Sequence[int]
-    preprocessed: Mapping[int, Preprocessed]  # the images that aren't pixels, which alone are in their places
+    images: int
+    preprocessed: Mapping[int, Preprocessed]  # the images that aren't pixels, whose rows hold nothing
     embeddings: dict[int, npt.NDArray[np.float32]] = field(default_factory=dict)
-    faults: list[str] = field(default_factory=list)
+    faults: list[tuple[Reason, str]] = field(default_factory=list)
 
-    def fill(self, index: int, embedding: npt.NDArray[np.float32]) -> None:
-        """Keep the embedding, float32 [D], of one image; the last one missing finishes the record."""
+    def fill(self, index: int, embedding: npt.NDArray[np.float32]) -> Outcome | None:
+        """Keep the embedding, float32 [D], of one image; return the record's outcome if it was the last one missing."""
         self.embeddings[index] = embedding
-        self._finish_if_last()
+        return self._outcome()
 
-    def fail(self, detail: str) -> None:
-        """Note that the model fails at one of the images, which rejects the record once all of them are through."""
-        self.faults.append(detail)
-        self._finish_if_last()
+    def fail(self, reason: Reason, detail: str) -> Outcome | None:
+        """Note what is wrong with one of the images, which rejects the record once all of them are through."""
+        self.faults.append((reason, detail))
+        return self._outcome()
 
-    def _finish_if_last(self) -> None:
-        if len(self.embeddings) + len(self.faults) < len(self.places):
-            return
+    def _outcome(self) -> Outcome | None:
+        if len(self.embeddings) + len(self.faults) < self.images:
+            return None
         if self.faults:
-            self.done(Rejected(self.record, Reason.MODEL_ERROR, self.faults[0]))
-        else:
-            found = np.stack([self.embeddings[index] for index in range(len(self.places))])
-            self.done(Embedded(self.record, self.document, found))
+            return Rejected(self.place.record, *self.faults[0])
+        if self.images == 1:
+            return Embedded(self.place.record, self.document, self.embeddings[0][np.newaxis])
+        found = np.stack([self.embeddings[index] for index in range(self.images)])
+        return Embedded(self.place.record, self.document, found)
+
+
+Owner = tuple[Job, int]
+"""Whose image it is, and which of its images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +73,7 @@ class Batch:
 
     pixels: npt.NDArray[np.uint8]
     preprocessed: npt.NDArray[np.float32]
-    owners: Sequence[tuple[Job, int]]
+    owners: Sequence[Owner]
 
     def halves(self) -> "tuple[Batch, Batch]":
         """Return the first half of the images and the second."""
@@ -73,94 +85,119 @@ class Batch:
 
 
 class Batcher:
-    """A bounded stage: `put` blocks while all places are taken, `take` while nothing is ready."""
+    """A bounded stage: `put` blocks while all rows are taken, `take` while no image is ready."""
 
-    def __init__(self, places: int, input_size: int, max_batch: int, max_wait_s: float) -> None:
-        """Allocate the places; a record with more images than places would never fit."""
-        self._pixels = np.empty((places, input_size, input_size, 3), np.uint8)
+    def __init__(self, rows: npt.NDArray[np.uint8], max_batch: int, max_wait_s: float) -> None:
+        """Hand out `rows`, uint8 [P, R, R, 3]; the encoder says where they lie in memory."""
+        self._rows = rows
         self._max_batch = max_batch
         self._max_wait_s = max_wait_s
-        self._free: SimpleQueue[int | None] = SimpleQueue()
-        for place in range(places):
-            self._free.put(place)
-        self._turn = Lock()  # one record collects its places at a time: two with half of theirs would wait for ever
-        self._ready: SimpleQueue[Job | None] = SimpleQueue()  # None only wakes
+        self._free: SimpleQueue[int | None] = SimpleQueue()  # in the order of the ring
+        for row in range(len(rows)):
+            self._free.put(row)
+        self._written: SimpleQueue[tuple[int, Owner] | None] = SimpleQueue()  # None only wakes
         self._lingers = True
         self._closed = False
-        self._left: list[tuple[Job, int]] = []  # images of a record that the last batch had no room for
+        # The encode thread's. The next batch begins at `_head` and has the images of `_owners`; the oldest that isn't
+        # given back begins at `_tail`. A row may be written before the one in front of it: that waits in `_early`.
+        self._head = self._tail = 0
+        self._owners: list[Owner] = []
+        self._early: dict[int, Owner] = {}
+        self._no_preprocessed = np.empty((0, *rows.shape[1:]), np.float32)
 
-    def put(self, prepared: Prepared, done: Callable[[Outcome], None]) -> None:
-        """Copy the images into places and hand the record on. Called by the prepare threads.
+    def put(self, prepared: Prepared, place: Place) -> None:
+        """Write the images into rows. Called by the prepare threads.
 
         Raises: `Closed`.
         """
-        places = self._collect(len(prepared.images))
-        preprocessed: dict[int, Preprocessed] = {}
-        for index, (place, image) in enumerate(zip(places, prepared.images, strict=True)):
-            if image.dtype == np.uint8:
-                self._pixels[place] = image
-            else:
-                preprocessed[index] = image.astype(np.float32, copy=False)
-        self._ready.put(Job(prepared.record, prepared.document, done, places, preprocessed))
+        preprocessed = {
+            index: image.astype(np.float32, copy=False)
+            for index, image in enumerate(prepared.images)
+            if image.dtype != np.uint8
+        }
+        job = Job(place, prepared.document, len(prepared.images), preprocessed)
+        for index, image in enumerate(prepared.images):
+            row = self._free.get()
+            if row is None:
+                raise Closed
+            if index not in preprocessed:
+                self._rows[row] = image
+            self._written.put((row, (job, index)))
 
     def take(self) -> Batch:
         """Wait for an image, then take what is ready, up to a full batch. Called by the encode thread.
 
         Raises: `Closed`.
         """
-        images, self._left = self._left, []
-        deadline: float | None = None
-        while len(images) < self._max_batch:
+        deadline_s: float | None = None
+        while len(self._owners) < self._most:
             try:
-                job = self._ready.get(timeout=self._patience(bool(images), deadline))
+                written = self._written.get(timeout=self._patience_s(deadline_s))
             except Empty:
                 break
-            if self._closed:
-                raise Closed
-            if job is None:
-                continue
-            if deadline is None:
-                deadline = time.monotonic() + self._max_wait_s
-            images += [(job, index) for index in range(len(job.places))]
-        images, self._left = images[: self._max_batch], images[self._max_batch :]
-        return self._gather(images)
+            self._line_up(written)
+            if deadline_s is None and self._owners:
+                deadline_s = time.monotonic() + self._max_wait_s
+        return self._cut()
+
+    def take_ready(self) -> Batch | None:
+        """Take what is ready without waiting, up to a full batch. Called by the encode thread.
+
+        Raises: `Closed`.
+        """
+        while len(self._owners) < self._most and not self._written.empty():
+            self._line_up(self._written.get())
+        return self._cut() if self._owners else None
+
+    def give_back(self, batch: Batch) -> None:
+        """Let the oldest batch's rows be written again. Called by the encode thread."""
+        end = self._tail + len(batch.owners)
+        for row in range(self._tail, end):
+            self._free.put(row)
+        self._tail = end % len(self._rows)
 
     def linger(self, *, allowed: bool) -> None:
         """Say whether a batch may wait for more images. Called by the main thread."""
         self._lingers = allowed
-        self._ready.put(None)
+        self._written.put(None)
 
     def close(self, threads: int) -> None:
         """Wake everyone who waits; `threads` is how many may wait in `put`."""
         self._closed = True
-        self._ready.put(None)
+        self._written.put(None)
         for _ in range(threads):
             self._free.put(None)
 
-    def _collect(self, count: int) -> list[int]:
-        places: list[int] = []
-        with self._turn:
-            while len(places) < count:
-                place = self._free.get()
-                if place is None:
-                    raise Closed
-                places.append(place)
-        return places
+    @property
+    def _most(self) -> int:
+        """Return how many images the next batch may have: a piece of the ring ends where the ring does."""
+        return min(self._max_batch, len(self._rows) - self._head)
 
-    def _patience(self, has_images: bool, deadline: float | None) -> float | None:  # noqa: FBT001 - a fact
+    def _patience_s(self, deadline_s: float | None) -> float | None:
         """Return how long to wait for more: as long as it takes for the first image, then until the deadline."""
-        if not has_images:
+        if not self._owners:
             return None
-        return 0.0 if deadline is None or not self._lingers else max(0.0, deadline - time.monotonic())
+        return 0.0 if deadline_s is None or not self._lingers else max(0.0, deadline_s - time.monotonic())
 
-    def _gather(self, images: Sequence[tuple[Job, int]]) -> Batch:
-        """Copy the images together, uint8 ones first, and give their places back."""
-        plain = [(job, index) for job, index in images if index not in job.preprocessed]
-        ready_made = [(job, index) for job, index in images if index in job.preprocessed]
-        pixels = self._pixels[[job.places[index] for job, index in plain]]
-        preprocessed = np.empty((len(ready_made), *self._pixels.shape[1:]), np.float32)
-        for row, (job, index) in enumerate(ready_made):
-            preprocessed[row] = job.preprocessed[index]
-        for job, index in images:
-            self._free.put(job.places[index])
-        return Batch(pixels, preprocessed, plain + ready_made)
+    def _line_up(self, written: tuple[int, Owner] | None) -> None:
+        if self._closed:
+            raise Closed
+        if written is None:
+            return
+        row, owner = written
+        self._early[row] = owner
+        while (following := (self._head + len(self._owners)) % len(self._rows)) in self._early:
+            self._owners.append(self._early.pop(following))
+
+    def _cut(self) -> Batch:
+        """Return the next batch; of the preprocessed images, which are rare, no copy is saved."""
+        owners, self._owners = self._owners[: self._most], self._owners[self._most :]
+        rows = self._rows[self._head : self._head + len(owners)]
+        self._head = (self._head + len(owners)) % len(self._rows)
+        ready_made = [(job, index) for job, index in owners if index in job.preprocessed]
+        if not ready_made:
+            return Batch(rows, self._no_preprocessed, owners)
+        is_plain = [index not in job.preprocessed for job, index in owners]
+        plain = [owner for owner, is_pixels in zip(owners, is_plain, strict=True) if is_pixels]
+        preprocessed = np.stack([job.preprocessed[index] for job, index in ready_made])
+        return Batch(rows[is_plain], preprocessed, plain + ready_made)

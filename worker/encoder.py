@@ -3,6 +3,8 @@
 Belongs to the encode thread once the session has begun.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -46,6 +48,23 @@ class Encoder:
     def default_max_batch(self) -> int:
         """Return how many images a batch has on this device unless set otherwise."""
         return _DEFAULT_MAX_BATCH[self._device.type]
+
+    @property
+    def depth(self) -> int:
+        """Return how many batches may be under way."""
+        return 1
+
+    def allocate(self, images: int) -> npt.NDArray[np.uint8]:
+        """Return memory that batches may lie in, uint8 [images, R, R, 3]."""
+        side = self.model_input.size
+        return np.empty((images, side, side, 3), np.uint8)
+
+    def begin(
+        self, pixels: npt.NDArray[np.uint8], preprocessed: npt.NDArray[np.float32]
+    ) -> Callable[[], npt.NDArray[np.float32]]:
+        """Begin with a batch; return what waits for its embeddings. See `encode`."""
+        embeddings = self.encode(pixels, preprocessed)
+        return lambda: embeddings
 
     def encode(self, pixels: npt.NDArray[np.uint8], preprocessed: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Embed N images of pixels, RGB, and M preprocessed ones.

@@ -9,6 +9,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -20,14 +21,17 @@ import numpy.typing as npt
 
 from schemas.dead_letter import Reason
 from worker.activity import Activity, call_as
-from worker.batcher import Batch, Batcher, Closed
+from worker.batcher import Batch, Batcher, Closed, Place
 from worker.errors import DeviceError, OutOfMemory, ProcessError, ThreadDied
-from worker.records import Deleted, Embedded, Outcome, Prepared, Record, Rejected, Skipped, SplitCause
+from worker.records import Deleted, Outcome, Prepared, Record, Rejected, Skipped, SplitCause
 
 log = logging.getLogger(__name__)
 
 Beat = Callable[[], None]
 """Called as a sign of life by what may take long."""
+
+Embeddings = Callable[[], npt.NDArray[np.float32]]
+"""Waits for the embeddings of a batch."""
 
 Prepare = Callable[[Record, Beat], Prepared | Rejected | Deleted | Skipped]
 
@@ -35,10 +39,15 @@ Prepare = Callable[[Record, Beat], Prepared | Rejected | Deleted | Skipped]
 class Encodes(Protocol):
     """What embeds a batch; see `worker.encoder.Encoder`."""
 
-    def encode(self, pixels: npt.NDArray[np.uint8], preprocessed: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Return float32 [N + M, D] of uint8 [N, R, R, 3] and float32 [M, R, R, 3].
+    @property
+    def depth(self) -> int:
+        """Return how many batches may be under way: begun, and not waited for."""
 
-        Raises: `OutOfMemory`, and whatever else the model raises.
+    def begin(self, pixels: npt.NDArray[np.uint8], preprocessed: npt.NDArray[np.float32]) -> Embeddings:
+        """Begin with a batch, uint8 [N, R, R, 3] and float32 [M, R, R, 3], which stay as they are until it is done.
+
+        Return what waits for its embeddings, float32 [N + M, D]; batches are waited for in the order of their begin.
+        Raises, as what it returns does: `OutOfMemory`, and whatever else the model raises.
         """
 
 
@@ -63,12 +72,17 @@ class Limits:
     max_bytes: int
 
 
-@dataclass(slots=True, eq=False)
-class _Place:
-    """A record's place in the line, with its outcome once there is one."""
+@dataclass(frozen=True, slots=True)
+class _UnderWay:
+    """A batch that the device is at, and what waits for it; an error where it was refused at once."""
 
-    record: Record
-    outcome: Outcome | None = None
+    batch: Batch
+    embeddings: Embeddings | Exception
+    begun_s: float
+
+
+_Finished = tuple[Place, Outcome]
+_NOT_FINITE = "the model's embedding has values that are not finite"
 
 
 class Pipeline:
@@ -83,11 +97,11 @@ class Pipeline:
         self._batcher = batcher
         self._limits = limits
         self._observer = observer
-        self._line: deque[_Place] = deque()
+        self._line: deque[Place] = deque()
         self._bytes = 0
         self._closing = False
-        self._inbox: SimpleQueue[_Place | None] = SimpleQueue()
-        self._done: SimpleQueue[tuple[_Place, Outcome] | ProcessError] = SimpleQueue()
+        self._inbox: SimpleQueue[Place | None] = SimpleQueue()
+        self._done: SimpleQueue[Sequence[_Finished] | ProcessError] = SimpleQueue()
         self.activities = [Activity(f"prepare-{n}") for n in range(threads)] + [Activity("encode")]
         # Daemons: a decoder that hangs must not keep the process at its end.
         self.threads = [
@@ -116,7 +130,7 @@ class Pipeline:
 
     def submit(self, record: Record) -> None:
         """Take a record in, at the end of the line."""
-        place = _Place(record)
+        place = Place(record)
         self._line.append(place)
         self._bytes += record.size_bytes
         self._inbox.put(place)
@@ -126,7 +140,7 @@ class Pipeline:
 
         Raises: `DeviceError`, or `ThreadDied` with what else a thread of the pipeline raised.
         """
-        self.wait(0)
+        self._look()
         return self._line[0].outcome if self._line else None
 
     def hand_out(self) -> None:
@@ -138,12 +152,9 @@ class Pipeline:
 
         Raises: `DeviceError`, `ThreadDied`.
         """
-        try:
-            self._note(self._done.get(timeout=timeout_s) if timeout_s else self._done.get_nowait())
-            while True:
-                self._note(self._done.get_nowait())
-        except Empty:
-            return
+        with suppress(Empty):
+            self._note(self._done.get(timeout=timeout_s))
+        self._look()
 
     def drop(self, partitions: Sequence[int]) -> None:
         """Forget what is in flight of these partitions; what their threads still finish goes nowhere."""
@@ -178,11 +189,15 @@ class Pipeline:
             if thread.is_alive():
                 raise ThreadDied(f"still at work {timeout_s:g} s after the session's end: {activity}")
 
-    def _note(self, done: tuple[_Place, Outcome] | ProcessError) -> None:
+    def _look(self) -> None:
+        while not self._done.empty():
+            self._note(self._done.get())
+
+    def _note(self, done: Sequence[_Finished] | ProcessError) -> None:
         if isinstance(done, ProcessError):
             raise done
-        place, outcome = done
-        place.outcome = outcome
+        for place, outcome in done:
+            place.outcome = outcome
 
     # The other threads' side.
 
@@ -207,61 +222,80 @@ class Pipeline:
             self._observer.prepared(time.monotonic() - begun_s)
             activity.end()
             if isinstance(prepared, Prepared):
-                self._batcher.put(prepared, partial(self._finish, place))
+                self._batcher.put(prepared, place)
             else:
-                self._done.put((place, prepared))
+                self._done.put(((place, prepared),))
 
     def _encode_all(self, activity: Activity) -> None:
+        """Keep the device busy: while it is at a batch, the next one may begin, as far as its depth allows."""
+        under_way: deque[_UnderWay] = deque()
         while not self._closing:
-            batch = self._batcher.take()
-            self._encode(batch, activity)
-            activity.end()
+            batch = self._batcher.take_ready() if under_way else self._batcher.take()
+            if batch is not None:
+                activity.begin(f"a batch of {len(batch.owners)} images")
+                under_way.append(self._begin(batch))
+                if len(under_way) < self._encoder.depth:
+                    continue
+            oldest = under_way.popleft()
+            self._done.put(self._finish(oldest, activity))
+            self._batcher.give_back(oldest.batch)
+            if not under_way:
+                activity.end()
 
-    def _encode(self, batch: Batch, activity: Activity) -> None:
-        """Embed a batch; one that the device refuses in halves, down to the one image that is at fault.
-
-        Raises: `DeviceError` where the device is.
-        """
-        activity.begin(f"a batch of {len(batch.owners)} images")
+    def _begin(self, batch: Batch) -> _UnderWay:
         begun_s = time.monotonic()
-        embeddings = self._embeddings(batch)
-        if isinstance(embeddings, Exception):
-            self._split(batch, embeddings, activity)
-            return
-        self._observer.encoded(len(batch.owners), time.monotonic() - begun_s)
-        for (job, index), embedding in zip(batch.owners, embeddings, strict=True):
-            job.fill(index, embedding)
-
-    def _embeddings(self, batch: Batch) -> npt.NDArray[np.float32] | Exception:
         try:
-            return self._encoder.encode(batch.pixels, batch.preprocessed)
+            return _UnderWay(batch, self._encoder.begin(batch.pixels, batch.preprocessed), begun_s)
         except Exception as error:  # noqa: BLE001 - the model: what it raises is one image's fault, or the device's
             # Without its frames, which hold the tensors of a batch that there was no memory for.
+            return _UnderWay(batch, error.with_traceback(None), begun_s)
+
+    def _finish(self, under_way: _UnderWay, activity: Activity) -> list[_Finished]:
+        """Return the records that a batch finishes; one that the device refuses goes in halves.
+
+        Raises: `DeviceError` where the device is at fault.
+        """
+        embeddings = self._wait_for(under_way)
+        if isinstance(embeddings, Exception):
+            return self._split(under_way.batch, embeddings, activity)
+        owners = under_way.batch.owners
+        self._observer.encoded(len(owners), time.monotonic() - under_way.begun_s)
+        are_finite: npt.NDArray[np.bool] = np.logical_and.reduce(np.isfinite(embeddings), axis=1)
+        finished = []
+        for (job, index), embedding, is_finite in zip(owners, embeddings, are_finite, strict=True):
+            outcome = job.fill(index, embedding) if is_finite else job.fail(Reason.NOT_FINITE, _NOT_FINITE)
+            if outcome is not None:
+                finished.append((job.place, outcome))
+        return finished
+
+    def _wait_for(self, under_way: _UnderWay) -> npt.NDArray[np.float32] | Exception:
+        if isinstance(under_way.embeddings, Exception):
+            return under_way.embeddings
+        try:
+            return under_way.embeddings()
+        except Exception as error:  # noqa: BLE001 - the model, as above
             return error.with_traceback(None)
 
-    def _split(self, batch: Batch, error: Exception, activity: Activity) -> None:
+    def _split(self, batch: Batch, error: Exception, activity: Activity) -> list[_Finished]:
         if len(batch.owners) == 1:
-            self._blame(batch, error)
-            return
+            return self._blame(batch, error)
         cause = SplitCause.OUT_OF_MEMORY if isinstance(error, OutOfMemory) else SplitCause.ERROR
         log.warning("%s in a batch of %d images, which is halved: %s", cause, len(batch.owners), error)
         self._observer.split(cause)
+        finished = []
         for half in batch.halves():
-            self._encode(half, activity)
+            activity.begin(f"a batch of {len(half.owners)} images")
+            finished += self._finish(self._begin(half), activity)
+        return finished
 
-    def _blame(self, batch: Batch, error: Exception) -> None:
+    def _blame(self, batch: Batch, error: Exception) -> list[_Finished]:
         """Pin an error to the one image of a batch. Raises: `DeviceError` where a plain image meets it too."""
         said = f"{type(error).__name__}: {error}"
         if isinstance(error, OutOfMemory):
             raise DeviceError(f"no memory for one image: {error}")
         plain = np.zeros((1, *batch.pixels.shape[1:]), np.uint8)
-        if isinstance(self._embeddings(Batch(plain, batch.preprocessed[:0], ())), Exception):
+        if isinstance(self._wait_for(self._begin(Batch(plain, batch.preprocessed[:0], ()))), Exception):
             raise DeviceError(f"the device fails at every image: {said}")
         [(job, _)] = batch.owners
-        job.fail(f"the model fails at an image of this record: {said}")
-
-    def _finish(self, place: _Place, outcome: Outcome) -> None:
-        if isinstance(outcome, Embedded) and not np.isfinite(outcome.embeddings).all():
-            detail = "the model's embedding has values that are not finite"
-            outcome = Rejected(outcome.record, Reason.NOT_FINITE, detail)
-        self._done.put((place, outcome))
+        outcome = job.fail(Reason.MODEL_ERROR, f"the model fails at an image of this record: {said}")
+        return [] if outcome is None else [(job.place, outcome)]

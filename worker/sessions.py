@@ -10,6 +10,9 @@ from contextlib import ExitStack
 from threading import Event, current_thread
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from schemas.document import DocumentLimits
 from schemas.embedding import Origin
 from worker.activity import Activity
@@ -54,6 +57,9 @@ class ReadyEncoder(Encodes, Protocol):
     geometry: Geometry
     device_name: str
     precision: str
+
+    def allocate(self, images: int) -> npt.NDArray[np.uint8]:
+        """Return memory that batches may lie in, uint8 [images, R, R, 3]."""
 
     @property
     def default_max_batch(self) -> int:
@@ -196,7 +202,7 @@ class Sessions:
         )
         places = self._in_flight_images
         try:
-            batcher = Batcher(places, model_input.size, self._max_batch, settings.max_wait_ms / 1000)
+            batcher = Batcher(self._encoder.allocate(places), self._max_batch, settings.max_wait_ms / 1000)
         except MemoryError as error:
             raise SettingsError(f"WORKER_IN_FLIGHT_IMAGES={places}: {error}") from error
         limits = Limits(max_records=places, max_bytes=settings.in_flight_bytes)

@@ -22,6 +22,7 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resiz
 import worker.cli.run
 import worker.loop
 import worker.sessions
+from tests.unit.encoders import AtOnce, rows
 from worker.cli.main import main
 from worker.cli.options import settings_options
 from worker.errors import OutOfMemory
@@ -69,7 +70,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 GEOMETRY = Compose([Resize(MODEL_INPUT.size, InterpolationMode.BICUBIC), CenterCrop(MODEL_INPUT.size), _to_rgb])
 
 
-class InstantEncoder:
+class InstantEncoder(AtOnce):
     """Embeds an image as a fixed projection of the mean colours of its 8×8 tiles."""
 
     model_name = "ViT-B/32:instant:000000000000"
@@ -94,6 +95,9 @@ class InstantEncoder:
             tiles = images.reshape(-1, _TILES, tile, _TILES, tile, 3).mean(axis=(2, 4))
             embeddings: npt.NDArray[np.float32] = tiles.reshape(len(images), -1) @ self._projection
         return embeddings
+
+    def allocate(self, images: int) -> npt.NDArray[np.uint8]:
+        return rows(images, MODEL_INPUT.size)
 
     def warm_up(self, max_batch: int) -> None:
         """Do nothing: there is nothing to compile or to allocate."""

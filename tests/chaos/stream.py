@@ -17,9 +17,9 @@ from confluent_kafka import KafkaError, Message, Producer
 from PIL import Image
 
 from tests.broker.kafka import REQUEST_TIMEOUT_S, Brokers
+from tests.unit.encoders import Encodes
 from worker.fit import Geometry
 from worker.images import Fast
-from worker.pipeline import Encodes
 from worker.records import ModelInput
 
 KEYS = 500

@@ -16,6 +16,7 @@ from schemas.dead_letter import Headers
 from schemas.document import pack_document
 from tests.fuzz.seeds import documents, mutated, pictures
 from tests.fuzz.targets import SIZE, preparer
+from tests.unit.encoders import AtOnce, rows
 from worker.batcher import Batcher
 from worker.images import Fast, Reference
 from worker.pipeline import Beat, Limits, Pipeline
@@ -52,7 +53,7 @@ class Figures:
         return found
 
 
-class _NoEncoder:
+class _NoEncoder(AtOnce):
     def encode(self, pixels: npt.NDArray[np.uint8], preprocessed: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         return np.zeros((len(pixels) + len(preprocessed), _DIMENSIONS), np.float32)
 
@@ -90,7 +91,9 @@ def run_mutants(records: int, seed: int, threads: int, say: Callable[[str], None
     torch.set_num_threads(1)
     figures = Figures()
     limits = Limits(max_records=512, max_bytes=2**26)
-    pipeline = Pipeline(_Timed(figures), _NoEncoder(), Batcher(512, SIZE, 64, 0.0), limits, threads, _NoObserver())
+    pipeline = Pipeline(
+        _Timed(figures), _NoEncoder(), Batcher(rows(512, SIZE), 64, 0.0), limits, threads, _NoObserver()
+    )
     begun_s = time.monotonic()
     settle_at = records // _SETTLED
     try:

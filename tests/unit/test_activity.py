@@ -68,7 +68,8 @@ def test_a_crash_in_native_code_names_the_records_of_all_prepare_threads() -> No
             threading.Event().wait()
 
         faulthandler.enable()
-        pipeline = Pipeline(prepare, _Encoder(), Batcher(2, 2, 2, 0.0), Limits(9, 9), 2, _Observer())
+        batcher = Batcher(np.empty((2, 2, 2, 3), np.uint8), 2, 0.0)
+        pipeline = Pipeline(prepare, _Encoder(), batcher, Limits(9, 9), 2, _Observer())
         for offset in (7, 8):
             pipeline.submit(Record("documents", 3, offset, None, b"", None, ()))
         threading.Event().wait()

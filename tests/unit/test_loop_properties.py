@@ -16,11 +16,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from schemas.dead_letter import Reason
+from tests.unit.encoders import AtOnce, rows
 from worker.activity import Activity
 from worker.batcher import Batcher
+from worker.batcher import Place as InLine
 from worker.errors import ClientFailed, DrainTimeout, PartitionsLost, Rewind, SessionError
 from worker.loop import Delivers, Loop, Times
-from worker.pipeline import Beat, Limits, Pipeline, _Place
+from worker.pipeline import Beat, Limits, Pipeline
 from worker.records import Deleted, Outcome, Record, Rejected, Skipped, SplitCause
 
 Guarantee = Literal["at-least-once", "exactly-once"]
@@ -330,9 +332,9 @@ class _Pipeline(Pipeline):
 
     def __init__(self, world: _World) -> None:
         self._world = world
-        self._at_work: list[tuple[float, _Place]] = []
+        self._at_work: list[tuple[float, InLine]] = []
         limits = Limits(max_records=world.schedule.max_records, max_bytes=1_000_000)
-        super().__init__(_skip, _NoModel(), Batcher(1, 1, 1, 0.0), limits, 0, _Nobody())
+        super().__init__(_skip, _NoModel(), Batcher(rows(1, 1), 1, 0.0), limits, 0, _Nobody())
 
     def wait(self, timeout_s: float) -> None:
         world = self._world
@@ -347,7 +349,7 @@ class _Pipeline(Pipeline):
         world.now_s = end_s
         while self._at_work and self._at_work[0][0] <= end_s:
             _, place = self._at_work.pop(0)
-            self._done.put((place, _outcome(place.record)))
+            self._done.put([(place, _outcome(place.record))])
         super().wait(0)
 
 
@@ -360,7 +362,7 @@ def _skip(record: Record, _: Beat) -> Skipped:
     return Skipped(record)
 
 
-class _NoModel:
+class _NoModel(AtOnce):
     def encode(self, pixels: npt.NDArray[np.uint8], _: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         raise AssertionError(f"{len(pixels)} images without a document")
 

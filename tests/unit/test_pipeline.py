@@ -10,7 +10,8 @@ import pytest
 
 from schemas.dead_letter import Reason
 from schemas.document import Document
-from worker.batcher import Batcher, Closed
+from tests.unit.encoders import AtOnce, rows
+from worker.batcher import Batcher, Closed, Place
 from worker.errors import DeviceError, OutOfMemory, ThreadDied
 from worker.pipeline import Beat, Limits, Pipeline, Prepare
 from worker.records import (
@@ -50,7 +51,7 @@ def _prepare(record: Record, _: Beat) -> Prepared | Skipped | Deleted:
     return Prepared(record, Document(str(record.offset)), tuple(_image(byte) for byte in record.value))
 
 
-class _Encoder:
+class _Encoder(AtOnce):
     """Embeds an image as its value, and as 0 where it was of bytes or 1 where it was of floats; waits for `gate`."""
 
     def __init__(self) -> None:
@@ -109,7 +110,7 @@ def _running(
     observer: _Observer | None = None,
 ) -> Iterator[Pipeline]:
     encoder = encoder or _Encoder()
-    batcher = Batcher(places, SIDE, max_batch, max_wait_s=0)
+    batcher = Batcher(rows(places, SIDE), max_batch, max_wait_s=0)
     limits = limits or Limits(max_records=1_000, max_bytes=1_000_000)
     pipeline = Pipeline(prepare, encoder, batcher, limits, threads, observer or _Observer())
     try:
@@ -392,7 +393,7 @@ def _all_at_once(encoder: _Choosy, values: Sequence[bytes], observer: _Observer 
         assert encoder.begun.wait(PATIENCE_S)
         for offset, value in enumerate(values, start=1):
             pipeline.submit(_record(offset, value))
-        _until(lambda: pipeline._batcher._ready.qsize() == len(values))
+        _until(lambda: pipeline._batcher._written.qsize() == sum(map(len, values)))
         encoder.gate.set()
         return _outcomes(pipeline, len(values) + 1)[1:]
 
@@ -576,9 +577,9 @@ def test_threads_that_wait_in_the_batcher_for_a_place_end() -> None:
     with _running(encoder=encoder, observer=observer, threads=4, places=2, max_batch=2) as pipeline:
         pipeline.submit(_record(0, b"\x01"))
         assert encoder.begun.wait(PATIENCE_S)
-        for offset in range(1, 6):  # the first gets both places; of the others one waits for them, three for its turn
+        for offset in range(1, 6):  # one row is taken: four threads wait for what the other leaves
             pipeline.submit(_record(offset, b"\x01\x02"))
-        _until(lambda: observer.records == 6)
+        _until(lambda: observer.records == 5)
         pipeline.close()
         encoder.gate.set()
         pipeline.wait_for_threads(PATIENCE_S)
@@ -622,10 +623,11 @@ def test_a_thread_is_at_its_record_until_it_is_prepared() -> None:
 # The batcher alone.
 
 
-def _put(batcher: Batcher, offset: int, value: bytes, done: Callable[[Outcome], None] = lambda _: None) -> None:
-    prepared = _prepare(_record(offset, value), lambda: None)
+def _put(batcher: Batcher, offset: int, value: bytes) -> None:
+    record = _record(offset, value)
+    prepared = _prepare(record, lambda: None)
     assert isinstance(prepared, Prepared)
-    batcher.put(prepared, done)
+    batcher.put(prepared, Place(record))
 
 
 def _values(pixels: npt.NDArray[np.uint8] | npt.NDArray[np.float32]) -> list[float]:
@@ -633,18 +635,18 @@ def _values(pixels: npt.NDArray[np.uint8] | npt.NDArray[np.float32]) -> list[flo
 
 
 def test_a_batch_takes_what_is_ready_without_waiting_for_more() -> None:
-    batcher = Batcher(8, SIDE, max_batch=4, max_wait_s=0)
+    batcher = Batcher(rows(8, SIDE), max_batch=4, max_wait_s=0)
     _put(batcher, 0, b"\x01\x82")
     _put(batcher, 1, b"\x03")
 
     batch = batcher.take()
 
     assert (_values(batch.pixels), _values(batch.preprocessed)) == ([1, 3], [2])
-    assert [(job.record.offset, index) for job, index in batch.owners] == [(0, 0), (1, 0), (0, 1)]
+    assert [(job.place.record.offset, index) for job, index in batch.owners] == [(0, 0), (1, 0), (0, 1)]
 
 
 def test_a_batch_waits_for_more_until_it_is_full() -> None:
-    batcher = Batcher(8, SIDE, max_batch=2, max_wait_s=PATIENCE_S)
+    batcher = Batcher(rows(8, SIDE), max_batch=2, max_wait_s=PATIENCE_S)
     _put(batcher, 0, b"\x01")
     begun_s = time.monotonic()
     other = Thread(target=_put, args=(batcher, 1, b"\x02"))
@@ -658,7 +660,7 @@ def test_a_batch_waits_for_more_until_it_is_full() -> None:
 
 
 def test_a_batch_that_waits_for_more_leaves_once_it_may_not_linger() -> None:
-    batcher = Batcher(8, SIDE, max_batch=2, max_wait_s=PATIENCE_S)
+    batcher = Batcher(rows(8, SIDE), max_batch=2, max_wait_s=PATIENCE_S)
     _put(batcher, 0, b"\x01")
     begun_s = time.monotonic()
     hurry = Timer(0.05, lambda: batcher.linger(allowed=False))
@@ -672,7 +674,7 @@ def test_a_batch_that_waits_for_more_leaves_once_it_may_not_linger() -> None:
 
 
 def test_a_batch_lingers_again_once_it_may() -> None:
-    batcher = Batcher(8, SIDE, max_batch=2, max_wait_s=0.05)
+    batcher = Batcher(rows(8, SIDE), max_batch=2, max_wait_s=0.05)
     batcher.linger(allowed=False)
     batcher.linger(allowed=True)
     _put(batcher, 0, b"\x01")
@@ -685,7 +687,7 @@ def test_a_batch_lingers_again_once_it_may() -> None:
 
 
 def test_a_batch_waits_no_longer_for_more_than_it_may() -> None:
-    batcher = Batcher(8, SIDE, max_batch=2, max_wait_s=0.02)
+    batcher = Batcher(rows(8, SIDE), max_batch=2, max_wait_s=0.02)
     _put(batcher, 0, b"\x01")
     begun_s = time.monotonic()
 
@@ -696,7 +698,7 @@ def test_a_batch_waits_no_longer_for_more_than_it_may() -> None:
 
 
 def test_images_that_a_batch_had_no_room_for_are_the_first_of_the_next() -> None:
-    batcher = Batcher(8, SIDE, max_batch=2, max_wait_s=0)
+    batcher = Batcher(rows(8, SIDE), max_batch=2, max_wait_s=0)
     _put(batcher, 0, b"\x01\x02\x03")
     _put(batcher, 1, b"\x04")
 
@@ -705,40 +707,91 @@ def test_images_that_a_batch_had_no_room_for_are_the_first_of_the_next() -> None
     assert batches == [[1, 2], [3, 4]]
 
 
-def test_a_place_is_free_once_its_image_is_taken() -> None:
-    batcher = Batcher(2, SIDE, max_batch=2, max_wait_s=0)
+def test_a_row_is_free_once_its_batch_is_given_back() -> None:
+    batcher = Batcher(rows(2, SIDE), max_batch=2, max_wait_s=0)
 
     taken = []
-    for value in (b"\x01\x02", b"\x03\x04", b"\x05\x06"):
+    for value in (b"\x01\x02", b"\x03\x84", b"\x05\x06"):
         _put(batcher, 0, value)
-        taken.append(_values(batcher.take().pixels))
+        batch = batcher.take()
+        taken.append((_values(batch.pixels), _values(batch.preprocessed)))
+        batcher.give_back(batch)
 
-    assert taken == [[1, 2], [3, 4], [5, 6]]
+    assert taken == [([1, 2], []), ([3], [4]), ([5, 6], [])]
 
 
-def test_a_batch_keeps_its_images_though_their_places_are_used_again() -> None:
-    batcher = Batcher(1, SIDE, max_batch=1, max_wait_s=0)
+def test_a_row_is_not_written_again_before_its_batch_is_given_back() -> None:
+    batcher = Batcher(rows(1, SIDE), max_batch=1, max_wait_s=0)
     _put(batcher, 0, b"\x01")
     batch = batcher.take()
+    other = Thread(target=_put, args=(batcher, 1, b"\x02"))
+    other.start()
 
-    _put(batcher, 1, b"\x02")
+    other.join(0.02)
 
     assert _values(batch.pixels) == [1]
+    batcher.give_back(batch)
+    assert _values(batcher.take().pixels) == [2]
+    other.join(PATIENCE_S)
+
+
+def test_a_batch_lies_in_memory_as_it_was_written() -> None:
+    memory = rows(4, SIDE)
+    batcher = Batcher(memory, max_batch=4, max_wait_s=0)
+    _put(batcher, 0, b"\x01\x02\x03")
+
+    batch = batcher.take()
+
+    assert np.shares_memory(batch.pixels, memory)
+
+
+def test_a_batch_ends_where_the_memory_does() -> None:
+    batcher = Batcher(rows(3, SIDE), max_batch=2, max_wait_s=0)
+    taken = []
+    for offset, value in enumerate([b"\x01\x02", b"\x03", b"\x04", b"\x05"]):
+        _put(batcher, offset, value)
+        if offset != 1:
+            batch = batcher.take()
+            taken.append(_values(batch.pixels))
+            batcher.give_back(batch)
+
+    assert taken == [[1, 2], [3], [4, 5]]
+
+
+def test_a_row_that_is_written_before_the_one_in_front_of_it_waits_for_that() -> None:
+    batcher = Batcher(rows(4, SIDE), max_batch=4, max_wait_s=0)
+    _put(batcher, 0, b"\x01\x02")
+    first, second = batcher._written.get(), batcher._written.get()
+    batcher._written.put(second)
+
+    early = batcher.take_ready()
+
+    batcher._written.put(first)
+    assert early is None
+    assert _values(batcher.take().pixels) == [1, 2]
+
+
+def test_what_is_ready_is_taken_without_waiting() -> None:
+    batcher = Batcher(rows(8, SIDE), max_batch=2, max_wait_s=PATIENCE_S)
+    _put(batcher, 0, b"\x01")
+    begun_s = time.monotonic()
+
+    batches = [batcher.take_ready(), batcher.take_ready()]
+
+    assert [None if it is None else _values(it.pixels) for it in batches] == [[1], None]
+    assert time.monotonic() - begun_s < PATIENCE_S
 
 
 def test_a_record_is_done_with_its_last_embedding_whatever_the_order() -> None:
-    done: list[Outcome] = []
-    batcher = Batcher(8, SIDE, max_batch=3, max_wait_s=0)
-    _put(batcher, 0, b"\x81\x02\x83", done.append)
+    batcher = Batcher(rows(8, SIDE), max_batch=3, max_wait_s=0)
+    _put(batcher, 0, b"\x81\x02\x83")
     job, _ = batcher.take().owners[0]
 
-    counts = []
-    for index in (2, 0, 1):
-        job.fill(index, np.array([index, 10 * index], np.float32))
-        counts.append(len(done))
+    outcomes = [job.fill(index, np.array([index, 10 * index], np.float32)) for index in (2, 0, 1)]
 
-    assert counts == [0, 0, 1]
-    assert [_plain(outcome) for outcome in done] == [(0, [[0, 0], [1, 10], [2, 20]])]
+    assert outcomes[:2] == [None, None]
+    assert outcomes[2] is not None
+    assert _plain(outcomes[2]) == (0, [[0, 0], [1, 10], [2, 20]])
 
 
 def _raised(call: Callable[[], object], into: list[object]) -> None:
@@ -750,10 +803,8 @@ def _raised(call: Callable[[], object], into: list[object]) -> None:
 
 @pytest.mark.parametrize("waiting", [1, 3])
 def test_whoever_waits_at_a_batcher_is_woken_when_it_closes(waiting: int) -> None:
-    batcher = Batcher(1, SIDE, max_batch=2, max_wait_s=0)
-    _put(batcher, 0, b"\x01")
-    batcher.take()
-    _put(batcher, 1, b"\x01")  # the only place is taken
+    batcher = Batcher(rows(1, SIDE), max_batch=2, max_wait_s=0)
+    _put(batcher, 0, b"\x01")  # the only row is taken
     ends: list[object] = []
     calls: Sequence[Callable[[], object]] = [lambda: _put(batcher, 2, b"\x01")] * waiting
     threads = [Thread(target=_raised, args=(call, ends)) for call in calls]
@@ -768,7 +819,7 @@ def test_whoever_waits_at_a_batcher_is_woken_when_it_closes(waiting: int) -> Non
 
 
 def test_an_encode_thread_that_waits_for_images_is_woken_when_the_batcher_closes() -> None:
-    batcher = Batcher(1, SIDE, max_batch=2, max_wait_s=0)
+    batcher = Batcher(rows(1, SIDE), max_batch=2, max_wait_s=0)
     ends: list[object] = []
     thread = Thread(target=_raised, args=(batcher.take, ends))
     thread.start()
