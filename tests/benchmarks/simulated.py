@@ -1,0 +1,116 @@
+"""`clip-worker run` with a device that takes a set time for each image.
+
+Everything but the model is the worker's own. `SIMULATED_IMAGES_S` is what the device does in a second; its time passes
+without the GIL, as a real one's does. With `SIMULATED_PREPARED` no picture is decoded or resized: all look the same,
+and are copied to where the encoder reads them as any other. When the device was busy is added to `SIMULATED_TIMELINE`.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import click
+import numpy as np
+import numpy.typing as npt
+
+import worker.cli.run
+import worker.sessions
+from tests.broker.instant_worker import DIMENSIONS, GEOMETRY, MODEL_INPUT
+from worker.cli.options import settings_options
+from worker.images import Geometry
+from worker.records import ModelInput, Pixels
+from worker.settings import Settings, read_settings
+
+RATE = "SIMULATED_IMAGES_S"
+PREPARED = "SIMULATED_PREPARED"
+TIMELINE = "SIMULATED_TIMELINE"
+MODULE = (__name__,)
+
+Embeddings = npt.NDArray[np.float32]
+
+
+class SimulatedDevice:
+    """Does so many images a second, one batch after the other; its embeddings are zeros."""
+
+    model_name = "ViT-B/32:simulated:000000000000"
+    model_input = MODEL_INPUT
+    geometry = GEOMETRY
+    device_name = "cpu"
+    precision = "fp32"
+    default_max_batch = 64
+    depth = 2
+
+    def __init__(self, images_s: float, timeline: Path | None) -> None:
+        self._images_s = images_s
+        self._timeline = None if timeline is None else timeline.open("ab", buffering=0)
+        self._busy_until_s = 0.0
+        self._threads_are_named = False
+
+    def encode(self, pixels: npt.NDArray[np.uint8], preprocessed: Embeddings) -> Embeddings:
+        return self.begin(pixels, preprocessed)()
+
+    def begin(self, pixels: npt.NDArray[np.uint8], preprocessed: Embeddings) -> Callable[[], Embeddings]:
+        images = len(pixels) + len(preprocessed)
+        begun_s = max(time.monotonic(), self._busy_until_s)
+        self._busy_until_s = ended_s = begun_s + images / self._images_s
+        if self._timeline is not None:
+            self._timeline.write(b"%.6f %.6f %d\n" % (begun_s, ended_s, images))
+        if not self._threads_are_named:  # by now all of them are there
+            name_threads()
+            self._threads_are_named = True
+
+        def wait() -> Embeddings:
+            time.sleep(max(0.0, ended_s - time.monotonic()))
+            return np.zeros((images, DIMENSIONS), np.float32)
+
+        return wait
+
+    def allocate(self, images: int) -> npt.NDArray[np.uint8]:
+        return np.empty((images, MODEL_INPUT.size, MODEL_INPUT.size, 3), np.uint8)
+
+    def warm_up(self, max_batch: int) -> None:
+        """Do nothing."""
+
+
+class NoPreparation:
+    """Returns one and the same picture, in the shape of `worker.images.Fast`."""
+
+    def __init__(self, model_input: ModelInput, _: Geometry, max_pixels: int) -> None:
+        del max_pixels
+        self._picture = np.zeros((model_input.size, model_input.size, 3), np.uint8)
+
+    def __call__(self, image: bytes | Pixels) -> Pixels:
+        del image
+        return self._picture
+
+
+def name_threads() -> None:
+    """Give the system's threads the names of Python's, for /proc to show: Python does so itself from 3.14 on."""
+    for thread in threading.enumerate():
+        name = "main" if thread is threading.main_thread() else thread.name
+        Path(f"/proc/self/task/{thread.native_id}/comm").write_text(name)
+
+
+def idle_share(timeline: Iterable[str]) -> float:
+    """Return the share of time in which the device had no batch, less the first and the last tenth of the batches."""
+    batches = [tuple(map(float, line.split())) for line in timeline]
+    tenth = len(batches) // 10
+    middle = batches[tenth : len(batches) - tenth]
+    busy_s = sum(ended_s - begun_s for begun_s, ended_s, _ in middle)
+    return 1 - busy_s / (middle[-1][1] - middle[0][0])
+
+
+def _load(_: Settings) -> SimulatedDevice:
+    timeline = os.environ.get(TIMELINE)
+    return SimulatedDevice(float(os.environ[RATE]), Path(timeline) if timeline else None)
+
+
+@click.command()
+@settings_options()
+def command(**flags: object) -> None:
+    """Run the worker."""
+    if PREPARED in os.environ:
+        vars(worker.sessions)["Fast"] = NoPreparation
+    worker.cli.run.run(read_settings(flags), _load)

@@ -1,0 +1,336 @@
+"""A broker and workers on cores of their own, and rounds of work for them. Linux only: cores and CPU are its accounts.
+
+A crew is the workers of one group on topics of their own. Outside its rounds it is suspended: while its topic is
+filled, and while another crew is measured, so that many can be measured in turn without starting again. Workers are
+forked from a process that has imported everything. Times of output are those at which the broker wrote it.
+"""
+
+import io
+import multiprocessing
+import os
+import signal
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cache, partial
+from importlib import import_module
+from pathlib import Path
+from typing import Self, TypeVar
+
+import torch
+from confluent_kafka import Consumer, TopicPartition
+from PIL import Image
+from skimage import data
+
+from tests.broker.kafka import Kafka, Sent, Topics, create_topic, produce, start_kafka
+from tests.broker.processes import Launch, Worker, group_of, started_worker
+
+PARTITIONS = 12
+IN_TIME_S = 240
+REAL = ("worker.cli.run",)
+
+_WARM_UP_RECORDS = 48
+_ENTRIES = ("worker.cli.run", "tests.benchmarks.simulated", "tests.benchmarks.empty", "tests.benchmarks.stamped")
+_NS = 1e9
+_LEAST_CHECKPOINT_S = 0.2  # a round ends with one: a smoke doesn't wait for the default of a second
+# A crew that is suspended for minutes stays in its group, and isn't taken for hung.
+_PATIENT = (
+    *("--kafka", "session.timeout.ms=1500000", "--kafka", "max.poll.interval.ms=3600000"),
+    *("--stall-timeout-s", "3600"),
+)
+_OUTPUT = {"message.timestamp.type": "LogAppendTime"}
+
+Cores = frozenset[int]
+Seen = TypeVar("Seen")
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What a crew did: when the broker wrote each output, sorted, and the CPU of the workers' threads by name."""
+
+    appended_ms: Sequence[int]
+    cpu_s: Mapping[str, float]
+    wall_s: float
+
+    @property
+    def rate(self) -> float:
+        """Return records a second, less the first and the last tenth: the start and the drain."""
+        times = self.appended_ms
+        begun_ms, ended_ms = times[len(times) // 10], times[len(times) * 9 // 10]
+        done = sum(begun_ms < each <= ended_ms for each in times)
+        return done / max(1, ended_ms - begun_ms) * 1000
+
+    def cpu_us(self, name: str = "") -> float:
+        """Return microseconds of CPU a record: of all threads, or of those whose name begins so."""
+        return sum(spent_s for thread, spent_s in self.cpu_s.items() if thread.startswith(name)) / self.records * 1e6
+
+    @property
+    def records(self) -> int:
+        return len(self.appended_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A broker on some of the cores, with this process; the others are for workers."""
+
+    kafka: Kafka
+    broker_cores: Cores
+    worker_cores: Cores
+    scale: float
+
+    @contextmanager
+    def crew(
+        self,
+        module: tuple[str, ...],
+        *flags: str,
+        env: Mapping[str, str] | None = None,
+        workers: int = 1,
+        partitions: int = PARTITIONS,
+    ) -> Iterator["Crew"]:
+        """Start workers, let them share the partitions and do the first records, and suspend them."""
+        topics = _make_topics(self.kafka, partitions)
+        own = (
+            *("--prepare-threads", str(len(self.worker_cores))),
+            *("--checkpoint-interval-s", str(max(_LEAST_CHECKPOINT_S, min(1.0, self.scale)))),
+        )
+        with ExitStack() as stack:
+            started = [
+                stack.enter_context(
+                    started_worker(
+                        self.kafka,
+                        topics,
+                        *_PATIENT,
+                        *own,
+                        *flags,
+                        module=module,
+                        env=env,
+                        launch=forked(self.worker_cores),
+                    )
+                )
+                for _ in range(workers)
+            ]
+            for worker in started:
+                worker.wait_until_it_says(f"own {partitions // workers} partitions")
+            yield stack.enter_context(Crew(self.kafka, topics, started, partitions))
+
+
+class Crew:
+    """Workers of one group on topics of their own, suspended outside rounds."""
+
+    def __init__(self, kafka: Kafka, topics: Topics, workers: Sequence[Worker], partitions: int) -> None:
+        self.topics = topics
+        self.workers = workers
+        self._kafka = kafka
+        self._partitions = partitions
+        self._sent = dict.fromkeys(range(partitions), 0)
+        self._read = dict.fromkeys(range(partitions), 0)
+        # Never joins; `read_uncommitted`, or it would wait for the end of a transaction.
+        self._group = Consumer(
+            {
+                "bootstrap.servers": kafka.bootstrap_servers,
+                "group.id": group_of(topics),
+                "isolation.level": "read_uncommitted",
+            }
+        )
+
+    def __enter__(self) -> Self:
+        self.suspend()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._group.close()
+
+    def warm_up(self, value: bytes) -> None:
+        """Let every thread have worked once."""
+        self.round(value, _WARM_UP_RECORDS)
+
+    def round(self, value: bytes, records: int) -> Round:
+        """Fill the topic with records of one value, then let the workers do them all."""
+        self._fill(value, records)
+        return self._do(records)
+
+    def watched_round(
+        self, value: bytes, records: int, watch: Callable[[int], AbstractContextManager[Seen]]
+    ) -> tuple[Round, Seen]:
+        """Do the same while the first worker's process is watched."""
+        self._fill(value, records)
+        with watch(self.workers[0].pid) as seen:
+            done = self._do(records)
+        return done, seen
+
+    def _do(self, records: int) -> Round:
+        before_s, begun_s = self._cpu_s(), time.monotonic()
+        with self.working():
+            self.wait_until_committed()
+        wall_s, after_s = time.monotonic() - begun_s, self._cpu_s()
+        cpu_s = {name: spent_s - before_s.get(name, 0.0) for name, spent_s in after_s.items()}
+        return Round(sorted(self._read_appended_ms(records)), cpu_s, wall_s)
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Let the workers work meanwhile."""
+        for worker in self.workers:
+            worker.send(signal.SIGCONT)
+        try:
+            yield
+        finally:
+            self.suspend()
+
+    def suspend(self) -> None:
+        for worker in self.workers:
+            worker.send(signal.SIGSTOP)
+
+    def wait_until_committed(self) -> None:
+        places = [TopicPartition(self.topics.input, partition) for partition in self._sent]
+        ends = {partition: end for partition, end in self._sent.items() if end}
+
+        def everything_is_committed() -> bool:
+            known = self._group.committed(places, timeout=IN_TIME_S)
+            return {each.partition: each.offset for each in known if each.offset >= 0} == ends
+
+        self.workers[0].wait_until(everything_is_committed, IN_TIME_S, "all is committed")
+
+    def note_sent(self, partition: int) -> None:
+        """Note a record of the input topic that was not sent by a round, nor its output read."""
+        self._sent[partition] += 1
+
+    def peak_memory_mib(self) -> Sequence[float]:
+        """Return the most that each worker's process has held in memory."""
+        return [_status_kib(worker.pid, "VmHWM") / 1024 for worker in self.workers]
+
+    def _fill(self, value: bytes, records: int) -> None:
+        sent = (Sent(b"%d" % number, value, partition=number % self._partitions) for number in range(records))
+        produce(self._kafka.bootstrap_servers, self.topics.input, sent)
+        for number in range(records):
+            self._sent[number % self._partitions] += 1
+
+    def _cpu_s(self) -> dict[str, float]:
+        spent: dict[str, float] = {}
+        for worker in self.workers:
+            for name, spent_s in cpu_s(worker.pid).items():
+                spent[name] = spent.get(name, 0.0) + spent_s
+        return spent
+
+    def _read_appended_ms(self, records: int) -> list[int]:
+        properties = {
+            "bootstrap.servers": self._kafka.bootstrap_servers,
+            "group.id": "none",
+            "isolation.level": "read_committed",
+        }
+        times: list[int] = []
+        with Consumer(properties) as consumer:
+            consumer.assign([TopicPartition(self.topics.output, *place) for place in self._read.items()])
+            while len(times) < records:
+                message = consumer.poll(IN_TIME_S)
+                assert message is not None, f"{records - len(times)} outputs are missing"
+                assert message.error() is None, message.error()
+                times.append(message.timestamp()[1])
+                self._read[message.partition() or 0] = (message.offset() or 0) + 1
+        return times
+
+
+@contextmanager
+def opened(scale: float) -> Iterator[Stage]:
+    """Start a broker on a quarter of the cores, at least one, with this process; workers get the others."""
+    own = os.sched_getaffinity(0)
+    ordered = sorted(own)
+    of_broker = max(1, len(ordered) // 4)
+    broker_cores, worker_cores = Cores(ordered[:of_broker]), Cores(ordered[of_broker:] or ordered)
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as folder, ExitStack() as stack:
+        os.sched_setaffinity(0, broker_cores)
+        stack.callback(os.sched_setaffinity, 0, own)
+        kafka = start_kafka(Path(folder))
+        stack.callback(kafka.close)
+        yield Stage(kafka, broker_cores, worker_cores, scale)
+
+
+def cpu_s(pid: int) -> dict[str, float]:
+    """Return the seconds of CPU of a process until now, by the names of its threads.
+
+    https://docs.kernel.org/scheduler/sched-stats.html: nanoseconds, where /proc/PID/stat counts hundredths of a second.
+    """
+    spent: dict[str, float] = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        name = (task / "comm").read_text().strip()
+        spent[name] = spent.get(name, 0.0) + int((task / "schedstat").read_text().split()[0]) / _NS
+    return spent
+
+
+@cache
+def jpeg(width: int, height: int) -> bytes:
+    """Return a photograph of that size as a JPEG of quality 85."""
+    file = io.BytesIO()
+    photograph = Image.fromarray(data.coffee()).resize((width, height), Image.Resampling.LANCZOS)
+    photograph.save(file, "JPEG", quality=85)
+    return file.getvalue()
+
+
+# What runs in other processes.
+
+forkserver = multiprocessing.get_context("forkserver")
+forkserver.set_forkserver_preload(list(_ENTRIES))
+
+
+def forked(cores: Cores) -> Launch:
+    """Return what starts the `command` of a module in a fork, on these cores only."""
+    return partial(_Fork, cores)
+
+
+class _Fork:
+    """A forked worker in the shape of `tests.broker.processes.Process`."""
+
+    def __init__(self, cores: Cores, command: Sequence[str], log: Path, env: Mapping[str, str]) -> None:
+        log.touch()
+        self._process = forkserver.Process(target=_work, args=(cores, tuple(command), log, dict(env)))
+        self._process.start()
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def send_signal(self, number: int, /) -> None:
+        os.kill(self.pid, number)
+
+    def wait(self) -> int:
+        self._process.join()
+        assert self._process.exitcode is not None
+        return self._process.exitcode
+
+
+def pin(cores: Cores) -> None:
+    """Keep this process to these cores, and torch to as many threads, as in a process that is started there."""
+    os.sched_setaffinity(0, cores)
+    torch.set_num_threads(len(cores))
+
+
+def _work(cores: Cores, command: Sequence[str], log: Path, env: Mapping[str, str]) -> None:
+    pin(cores)
+    file = os.open(log, os.O_WRONLY | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    for name in [name for name in os.environ if name.startswith("WORKER_")]:
+        del os.environ[name]
+    os.environ.update(env)
+    import_module(command[0]).command.main(args=list(command[1:]), prog_name=command[0])
+
+
+def _make_topics(kafka: Kafka, partitions: int) -> Topics:
+    suffix = uuid.uuid4().hex[:8]
+    topics = Topics(f"documents-{suffix}", f"embeddings-{suffix}", f"dead-letters-{suffix}")
+    create_topic(kafka.bootstrap_servers, topics.input, partitions)
+    create_topic(kafka.bootstrap_servers, topics.output, partitions, _OUTPUT)
+    create_topic(kafka.bootstrap_servers, topics.dead_letters)
+    return topics
+
+
+def _status_kib(pid: int, name: str) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    [line] = [line for line in lines if line.startswith(f"{name}:")]
+    return int(line.split()[1])

@@ -1,0 +1,127 @@
+"""The whole worker against the roofline of the same run: on the CPU, and with simulated devices of several speeds.
+
+The roofline is what the device and the decoder allow: with the real model on the CPU, which shares the cores with the
+preparation, 1 / (1/model + preparation seconds/cores); with a device of its own, min(device, preparation × cores).
+Both are measured in every round, just before the worker does its records.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from schemas.document import pack_document
+from tests.benchmarks import simulated
+from tests.benchmarks.alone import Alone, alone
+from tests.benchmarks.report import Bound, Measurement, Result, Size
+from tests.benchmarks.stage import REAL, Crew, Stage, jpeg, opened
+from tests.broker.instant_worker import MODEL_INPUT
+from worker.records import Pixels
+
+PART = "whole"
+CPU_BATCH = 8  # the worker's default on the CPU
+WEIGHTS = ("--weights", "random", "--device", "cpu", "--max-batch", str(CPU_BATCH))
+
+_JPEG = jpeg(500, 375)
+_PIXELS = np.random.default_rng(0).integers(0, 256, (MODEL_INPUT.size, MODEL_INPUT.size, 3), np.uint8)
+_LEAST_RECORDS = 60
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Case:
+    """What is measured; `device` is images/s of a simulated one, None is the real model on the CPU."""
+
+    name: str
+    picture: bytes | Pixels
+    records: int
+    device: float | None = None
+    at_least: float | None = None
+    at_most_idle: float | None = None
+
+    def roofline(self, alone: Alone, cores: int) -> float:
+        """Measure and return the images/s that the parts would allow."""
+        preparation_s = alone.preparation_s(self.picture)
+        if self.device is None:
+            return 1 / (alone.model_s(CPU_BATCH) / CPU_BATCH + preparation_s / cores)
+        return min(self.device, cores / preparation_s)
+
+
+# The fastest devices get pictures that need next to no preparation: what the pipeline itself can carry. No device
+# waits for the cores there at 2,000 images/s, so its idle time is the pipeline's.
+_CASES = (
+    _Case("ViT-B/32 on the CPU, 500×375 JPEG", _JPEG, 120, at_least=0.95),
+    _Case("device of 2,000/s, 500×375 JPEG", _JPEG, 4_000, 2_000, at_least=0.90),
+    _Case("device of 2,000/s, 224×224 uint8", _PIXELS, 6_000, 2_000, at_most_idle=0.03),
+    _Case("device of 10,000/s, 224×224 uint8", _PIXELS, 6_000, 10_000),
+    _Case("device of 20,000/s, 224×224 uint8", _PIXELS, 6_000, 20_000),
+)
+
+
+def whole(size: Size, say: Callable[[str], None]) -> Iterator[Result]:
+    """Measure all cases, in turn, round after round."""
+    with opened(size.scale) as stage:
+        yield from whole_on(stage, size, say)
+
+
+def whole_on(stage: Stage, size: Size, say: Callable[[str], None]) -> Iterator[Result]:
+    say(f"broker on {len(stage.broker_cores)} cores, worker on {len(stage.worker_cores)}: {stage.kafka.route}")
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        parts = stack.enter_context(alone(stage.worker_cores, size.scale))
+        runs = [stack.enter_context(_run(stage, case, folder / str(number))) for number, case in enumerate(_CASES)]
+        for _ in range(size.rounds):
+            for run in runs:
+                run.round(parts, len(stage.worker_cores), size.scale)
+                say(f"{run.case.name}: {run.rates[-1]:.1f} of {run.rooflines[-1]:.1f} images/s")
+        for run in runs:
+            yield from run.results()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Run:
+    """A case with its worker, and what its rounds measured."""
+
+    case: _Case
+    crew: Crew
+    timeline: Path
+    rates: list[float] = field(default_factory=list)
+    rooflines: list[float] = field(default_factory=list)
+    idle_shares: list[float] = field(default_factory=list)
+
+    @property
+    def value(self) -> bytes:
+        return pack_document("picture", self.case.picture)
+
+    def round(self, alone: Alone, cores: int, scale: float) -> None:
+        self.rooflines.append(self.case.roofline(alone, cores))
+        self.timeline.write_bytes(b"")
+        done = self.crew.round(self.value, max(_LEAST_RECORDS, round(self.case.records * scale)))
+        self.rates.append(done.rate)
+        if self.case.device is not None:
+            self.idle_shares.append(simulated.idle_share(self.timeline.read_text().splitlines()))
+
+    def results(self) -> Iterator[Result]:
+        case = self.case
+        yield Measurement(PART, f"{case.name}: worker", "images/s", self.rates)
+        yield Measurement(PART, f"{case.name}: roofline", "images/s", self.rooflines)
+        ratio = median(rate / roofline for rate, roofline in zip(self.rates, self.rooflines, strict=True))
+        yield Bound(PART, f"{case.name}: worker of roofline", ratio, at_least=case.at_least)
+        if self.idle_shares:
+            idle = median(self.idle_shares)
+            yield Bound(PART, f"{case.name}: share of time without a batch", idle, at_most=case.at_most_idle)
+
+
+@contextmanager
+def _run(stage: Stage, case: _Case, timeline: Path) -> Iterator[_Run]:
+    if case.device is None:
+        crew = stage.crew(REAL, *WEIGHTS)
+    else:
+        crew = stage.crew(simulated.MODULE, env={simulated.RATE: str(case.device), simulated.TIMELINE: str(timeline)})
+    with crew as started:
+        run = _Run(case, started, timeline)
+        started.warm_up(run.value)
+        yield run
