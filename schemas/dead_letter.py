@@ -120,7 +120,7 @@ def _read(told: Mapping[str, bytes], name: str, shape: re.Pattern[str]) -> str:
 
 def without_dlq(headers: Headers) -> Headers:
     """Return the headers in their order, less those that an earlier dead letter brought."""
-    return tuple(header for header in headers if not header[0].startswith(HEADER_PREFIX))
+    return tuple([header for header in headers if not header[0].startswith(HEADER_PREFIX)])
 
 
 def _one_line(text: str) -> str:

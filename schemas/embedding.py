@@ -1,7 +1,8 @@
 """The embedding record: a document's id with its embedding, shaped like the document that it came from."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import msgpack
 import numpy as np
@@ -59,10 +60,16 @@ def _pack(document: Document, embeddings: Iterator[Embedding], origin: Origin | 
     if document.tags is not None:
         fields += [_KEYS["tags"], bytes(document.tags)]
     if origin is not None:
-        fields += [_KEYS["model"], _packb(origin.model), _KEYS["preprocessing"], _packb(origin.preprocessing)]
-        fields += [_KEYS["normalized"], _packb(origin.normalized)]
+        fields += _pack_origin(origin)
     yield _map_header(len(fields) // 2)
     yield from fields
+
+
+@cache
+def _pack_origin(origin: Origin) -> Sequence[bytes]:
+    """Return the fields that say it, packed once: they are the same for all records of a worker."""
+    fields = (("model", origin.model), ("preprocessing", origin.preprocessing), ("normalized", origin.normalized))
+    return [part for name, value in fields for part in (_KEYS[name], _packb(value))]
 
 
 def read_embedding(value: bytes) -> EmbeddingRecord:
@@ -148,10 +155,12 @@ def _as_dict(pairs: Iterable[tuple[object, object]]) -> dict[object, object]:
     return {repr(key) if isinstance(key, list | dict) else key: value for key, value in pairs}
 
 
+@cache
 def _array_header(size: int) -> bytes:
     return bytes(msgpack.Packer().pack_array_header(size))
 
 
+@cache
 def _map_header(size: int) -> bytes:
     return bytes(msgpack.Packer().pack_map_header(size))
 

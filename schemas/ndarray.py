@@ -4,6 +4,7 @@ What the msgpack-numpy package writes (`nd`, `type`, `kind`, `shape`, `data`) is
 bytes and a shape travel: no pickles, no object arrays, no strides.
 """
 
+from functools import lru_cache
 from math import prod
 
 import msgpack
@@ -21,6 +22,7 @@ _DTYPES: dict[bytes, DType] = {
     b"|u1": np.dtype(np.uint8),
     b"<f4": np.dtype(np.float32).newbyteorder("<"),
 }
+_NAMES = {"|u1": "uint8", "<f4": "float32", ">f4": "float32"}
 _MAX_DIMENSIONS = 8
 
 Array = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
@@ -31,11 +33,18 @@ def pack_ndarray(array: npt.NDArray[np.generic]) -> bytes:
 
     Raises: `ValueError` for another dtype.
     """
-    if array.dtype.newbyteorder("=") not in (np.uint8, np.float32):
+    dtype = _NAMES.get(array.dtype.str)
+    if dtype is None:
         raise ValueError(f"dtype {array.dtype} is neither uint8 nor float32")
-    data = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-    form = {"dtype": array.dtype.name, "shape": list(array.shape), "data": data.tobytes()}
-    return bytes(msgpack.packb(form))
+    data = array.byteswap() if array.dtype.str.startswith(">") else array
+    return _pack_form(dtype, array.shape, array.nbytes) + data.tobytes()
+
+
+@lru_cache(maxsize=64)
+def _pack_form(dtype: str, shape: tuple[int, ...], data_bytes: int) -> bytes:
+    """Return all that stands before the data; a worker packs many arrays of few shapes."""
+    form = bytes(msgpack.packb({"dtype": dtype, "shape": list(shape), "data": bytes(data_bytes)}))
+    return form[: len(form) - data_bytes]
 
 
 def read_ndarray(reader: Reader, max_bytes: int | None) -> Array:

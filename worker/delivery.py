@@ -59,11 +59,10 @@ class AtLeastOnce:
                 self._again.appendleft(attempt)
 
     def send(self, outcome: Outcome) -> bool:
-        """Hand an outcome to the producer; False where it has to wait: then send it again later.
+        """Hand an outcome to the producer; False where it has to wait: then send it again after a poll.
 
         Raises: `ClientFailed`, `KafkaSetupError`.
         """
-        self.poll()
         if self._is_waiting or self._again:
             return False
         outbound = self._outbox.outbound(outcome)

@@ -117,8 +117,10 @@ class Dispatch:
 
     def poll(self) -> None:
         """Look at the reports that are there. Raises: `ClientFailed`."""
-        with guarded("producer"):
+        try:
             self.producer.poll(0)
+        except KafkaException as exception:
+            raise failure("producer", said(exception)) from exception
 
     def flush(self) -> None:
         """Wait for reports, for a moment at most. Raises: `ClientFailed`."""

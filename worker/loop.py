@@ -89,7 +89,7 @@ class Delivers(Protocol):
         """Look at what the producer reports, which would pile up unread."""
 
     def send(self, outcome: Outcome) -> bool:
-        """Hand an outcome to the producer; False where it has to wait: then send it again later."""
+        """Hand an outcome to the producer; False where it has to wait: then send it again after a poll."""
 
     def commit(self, positions: Mapping[int, int]) -> float | None:
         """Make what was sent durable, then the next offset of each partition.

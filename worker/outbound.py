@@ -62,8 +62,8 @@ class Outbox:
     def _output(self, record: Record, value: bytes | None, key: bytes | None) -> Outbound:
         source = (
             ("source.topic", record.topic.encode()),
-            ("source.partition", str(record.partition).encode()),
-            ("source.offset", str(record.offset).encode()),
+            ("source.partition", b"%d" % record.partition),
+            ("source.offset", b"%d" % record.offset),
         )
         return Outbound(self.output_topic, key, value, record.timestamp_ms, without_dlq(record.headers) + source)
 

@@ -122,8 +122,10 @@ class Source:
 
         Raises: `PartitionsLost`, `ClientFailed`, and what a rebalance listener raised.
         """
-        with guarded(self._name):
+        try:
             message = self._consumer.poll(timeout_s)
+        except KafkaException as exception:
+            raise failure(self._name, exception.args[0]) from exception
         if self._failure is not None and message is not None and message.error() is None:
             self._let_come_again(message)
         self._raise_failure()

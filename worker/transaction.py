@@ -99,11 +99,10 @@ class ExactlyOnce:
             self._abort(self._broken)
 
     def send(self, outcome: Outcome) -> bool:
-        """Hand an outcome to the transaction; False where it has to wait: then send it again later.
+        """Hand an outcome to the transaction; False where it has to wait: then send it again after a poll.
 
         Raises: `Rewind`, `ClientFailed`, `KafkaSetupError`.
         """
-        self.poll()
         if self._is_closing:
             return False
         attempt = self._attempt(outcome)

@@ -299,6 +299,69 @@ def test_the_observer_is_told_of_every_record_and_every_image() -> None:
     assert all(0 <= seconds < PATIENCE_S for seconds in observer.seconds)
 
 
+class _Overlapping(_Encoder):
+    """Has two batches under way at most, and notes when each begins and is waited for; fails at an image of 99."""
+
+    depth = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[str] = []
+
+    def begin(
+        self, pixels: npt.NDArray[np.uint8], preprocessed: npt.NDArray[np.float32]
+    ) -> Callable[[], npt.NDArray[np.float32]]:
+        name = "/".join(str(int(value)) for value in pixels[:, 0, 0, 0])
+        self.steps.append(f"begin {name}")
+        self.begun.set()
+
+        def wait() -> npt.NDArray[np.float32]:
+            self.steps.append(f"wait {name}")
+            if (pixels == 99).any():
+                raise ValueError("the model can't do 99")
+            return self.encode(pixels, preprocessed)
+
+        return wait
+
+
+def test_the_next_batch_begins_while_the_device_is_at_one_and_no_third() -> None:
+    encoder = _Overlapping()
+    encoder.gate.clear()
+
+    with _running(encoder=encoder, max_batch=1) as pipeline:
+        pipeline.submit(_record(0, b"\x01"))
+        _until(lambda: encoder.steps == ["begin 1", "wait 1"])
+        for offset in (1, 2):
+            pipeline.submit(_record(offset, bytes([offset + 1])))
+        _until(lambda: pipeline._batcher._written.qsize() == 2)
+        encoder.gate.set()
+        outcomes = _outcomes(pipeline, 3)
+
+    assert encoder.steps == ["begin 1", "wait 1", "begin 2", "begin 3", "wait 2", "wait 3"]
+    assert [_plain(outcome) for outcome in outcomes] == [(0, [[1, 0]]), (1, [[2, 0]]), (2, [[3, 0]])]
+
+
+def test_a_batch_that_fails_while_the_next_is_under_way_leaves_that_one_alone() -> None:
+    encoder = _Overlapping()
+    encoder.gate.clear()
+
+    with _running(encoder=encoder, max_batch=2) as pipeline:
+        pipeline.submit(_record(0, b"\x01"))
+        assert encoder.begun.wait(PATIENCE_S)
+        for offset, value in enumerate((b"\x02", b"\x63", b"\x04"), start=1):
+            pipeline.submit(_record(offset, value))
+        _until(lambda: pipeline._batcher._written.qsize() == 3)
+        encoder.gate.set()
+        outcomes = _outcomes(pipeline, 4)
+
+    assert [_plain(outcome) for outcome in outcomes] == [
+        (0, [[1, 0]]),
+        (1, [[2, 0]]),
+        (2, Reason.MODEL_ERROR),
+        (3, [[4, 0]]),
+    ]
+
+
 # What is wrong.
 
 
