@@ -1,9 +1,11 @@
 """The GPU's benchmark without one: the dry run, and the goals as they are checked on a GPU."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from tests.benchmarks.gpu.__main__ import GOALS, goals, main
@@ -14,6 +16,17 @@ from tests.benchmarks.report import Bound, Measurement
 SMALL = "ViT-S-32-alt"
 
 
+@pytest.fixture
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let torch use one core, for two that wait for each other are slow where others work beside them."""
+    threads = torch.get_num_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of the workers
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("_one_thread")
 def test_the_dry_run_measures_all_parts_and_checks_no_goal(tmp_path: Path) -> None:
     path = tmp_path / "figures.json"
     flags = ["--device", "cpu", "--scale", "0.01", "--rounds", "1", "--model", SMALL, "--json", str(path)]

@@ -24,11 +24,13 @@ def alone(machine: Machine, size: Size, say: Callable[[str], None]) -> Iterator[
         tower = Tower(machine.load(), device, _DTYPES[precision], normalized=False)
         for batch in machine.batches:
             say(f"{precision}, batches of {batch}")
-            named = {f"{precision}, batches of {batch}, {way}": call for way, call in _ways(machine, tower, batch)}
+            named = {f"{precision}, batches of {batch}, {way}": call for way, call in _ways(machine, tower, batch, say)}
             yield from rates(PART, named, batch, UNIT, size)
 
 
-def _ways(machine: Machine, tower: Tower, batch: int) -> Iterator[tuple[str, Callable[[], object]]]:
+def _ways(
+    machine: Machine, tower: Tower, batch: int, say: Callable[[str], None]
+) -> Iterator[tuple[str, Callable[[], object]]]:
     """Yield the ways to launch it; compiling takes a minute, so that is done for the worker's own batches alone."""
     pixels = _pixels(machine, tower.input_size, batch)
 
@@ -39,7 +41,10 @@ def _ways(machine: Machine, tower: Tower, batch: int) -> Iterator[tuple[str, Cal
     if machine.is_cuda:
         yield "CUDA graph", captured(eager)
         if batch == machine.max_batch:
-            yield "torch.compile", _compiled(tower, pixels)
+            try:
+                yield "torch.compile", _compiled(tower, pixels)
+            except RuntimeError as error:  # there may be no C compiler
+                say(f"not compiled: {error}")
 
 
 def tricks(machine: Machine, size: Size, say: Callable[[str], None]) -> Iterator[Result]:
@@ -99,7 +104,7 @@ def captured(call: Callable[[], object]) -> Callable[[], object]:
 
 
 def _compiled(tower: Tower, pixels: torch.Tensor) -> Callable[[], object]:
-    compiled = torch.compile(tower._tower, mode="max-autotune-no-cudagraphs", dynamic=False)
+    compiled = torch.compile(tower._tower, dynamic=False)
 
     @torch.inference_mode()
     def call() -> torch.Tensor:

@@ -28,7 +28,7 @@ from worker.records import Embedded, Outcome, Record
 from worker.sessions import Sessions
 from worker.settings import read_settings
 
-_TIMES = Times(checkpoint_interval_s=1.0, checkpoint_records=10_000, drain_timeout_s=60.0, revoke_timeout_s=60.0)
+_TIMES = Times(checkpoint_interval_s=1.0, checkpoint_records=10_000, drain_timeout_s=600.0, revoke_timeout_s=60.0)
 _WARM_SHARE = 0.5  # of a round, before the first
 
 
@@ -132,7 +132,13 @@ def main(rounds: int, round_s: float, threads: int, **flags: object) -> None:
     machine = Machine(str(flags["device"]), str(flags["model"]))
     precision = str(flags["precision"])
     settings = read_settings(
-        {"bootstrap_servers": "none:9092", "weights": "random", "prepare_threads": threads, **flags}
+        {
+            "bootstrap_servers": "none:9092",
+            "weights": "random",
+            "prepare_threads": threads,
+            "max_images_per_record": 1,  # so that no more than four batches are in flight
+            **flags,
+        }
     )
     metrics = Metrics(CollectorRegistry())
     sessions = Sessions(settings, machine.encoder(precision), metrics, Health(settings.stall_timeout_s))
