@@ -8,9 +8,10 @@ CHANGES ?= 120
 SEED ?=
 PICTURES ?= 1000
 MINUTES ?= 10
+ARGS ?=
 BIN := .venv/bin
 
-.PHONY: setup demo test lint types unit bench formats departure fidelity chaos fuzz mutants hostile lock clean
+.PHONY: setup demo test lint types unit bench bench-gpu formats departure fidelity chaos fuzz mutants hostile lock clean
 
 setup: .venv/.ready
 
@@ -44,6 +45,10 @@ unit: setup
 
 bench: setup
 	$(BIN)/python -m tests.benchmarks.preparation
+
+# On a machine with a GPU; ARGS='--device cpu --scale 0.01' is the dry run. With an environment of its own: PYTHON -m tests.benchmarks.gpu
+bench-gpu: setup
+	$(BIN)/python -m tests.benchmarks.gpu $(ARGS)
 
 # The README's table of formats, as the tests measure it.
 formats: setup

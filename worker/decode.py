@@ -7,6 +7,7 @@ scaled to 8, the first frame of an animation. Colour profiles are not applied: C
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -21,10 +22,20 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 _HEIF = "HEIF"
 _JPEG = b"\xff\xd8\xff"
+_PLAIN = ("YCbCr", "Gray")
 _PNG_DEPTH_AT, _PNG_DEEP = 24, 16  # https://www.w3.org/TR/png-3/#11IHDR
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # TIFF 6.0, PhotometricInterpretation
 # ISO/IEC 23008-12, annex B: the brands of files with HEVC pictures.
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
+
+
+@dataclass(frozen=True, slots=True)
+class PlainJpeg:
+    """A YCbCr or grey JPEG by its header: its sides as they are stored, and its EXIF orientation, 1 to 8."""
+
+    width: int
+    height: int
+    orientation: int
 
 
 class Decoder:
@@ -70,11 +81,25 @@ class Decoder:
                 rgb = np.asarray(_as_seen(image, data))
         return _upright(rgb, _orientation(image))  # asked for last: Pillow turns a TIFF itself as it decodes it
 
+    def look_at_jpeg(self, data: bytes) -> "PlainJpeg | None":
+        """Return what the header of a YCbCr or grey JPEG says, once it is checked; None of any other file."""
+        check_headers(data, self._max_pixels)
+        if not data.startswith(_JPEG):
+            return None
+        try:
+            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        except ValueError:
+            return None
+        if colours not in _PLAIN:
+            return None
+        self.check_pixels(width, height)
+        return PlainJpeg(width, height, _orientation(self._open(data)) if _may_be_turned(data) else 1)
+
     def _decode_plain_jpeg(self, data: bytes) -> Pixels | None:
         """Decode a YCbCr or grey JPEG without any defect; of all others Pillow decides."""
         try:
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-            if colours not in ("YCbCr", "Gray"):
+            if colours not in _PLAIN:
                 return None
             self.check_pixels(width, height)
             rgb: Pixels = simplejpeg.decode_jpeg(data, "RGB")

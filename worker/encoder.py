@@ -4,18 +4,36 @@ Belongs to the encode thread once the session has begun.
 """
 
 from collections.abc import Callable
+from functools import partial
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.nn.functional import normalize
 
+from worker.cuda import Cuda
 from worker.errors import DeviceError, OutOfMemory
 from worker.selftest import LIMIT, SelfTest
+from worker.slots import Embeddings, Wait
+from worker.tower import Tower
 from worker.weights import Model
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _DEFAULT_MAX_BATCH = {"cpu": 8, "cuda": 256}
+
+Result = TypeVar("Result")
+
+
+class _Runs(Protocol):
+    """How batches run on a kind of device; see `Encoder` for what is meant."""
+
+    depth: int
+
+    def reserve(self, max_batch: int) -> None: ...
+
+    def allocate(self, images: int) -> npt.NDArray[np.uint8]: ...
+
+    def begin(self, pixels: npt.NDArray[np.uint8], preprocessed: npt.NDArray[np.float32]) -> Wait: ...
 
 
 class Encoder:
@@ -33,16 +51,11 @@ class Encoder:
         self.model_name = model.name
         self.model_input = model.input
         self.geometry = model.geometry
-        self._normalized = normalized
-        self._dtype = _DTYPES[self.precision]
-        self._mean, self._std = (
-            torch.tensor(channels, device=self._device).view(1, 3, 1, 1)
-            for channels in (model.input.mean, model.input.std)
-        )
         if self._device.type == "cuda" and self.precision == "fp32":
             torch.backends.cudnn.allow_tf32 = False  # it is by default, and leaves convolutions 10 bits of 23
         self._self_test = SelfTest(model.tower, model.input)
-        self._tower = model.tower.to(self._device, self._dtype)
+        tower = Tower(model, self._device, _DTYPES[self.precision], normalized=normalized)
+        self._runs: _Runs = Cuda(tower) if self._device.type == "cuda" else _Cpu(tower)
 
     @property
     def default_max_batch(self) -> int:
@@ -51,55 +64,47 @@ class Encoder:
 
     @property
     def depth(self) -> int:
-        """Return how many batches may be under way."""
-        return 1
+        """Return how many batches may be under way: begun, and not waited for."""
+        return self._runs.depth
 
     def allocate(self, images: int) -> npt.NDArray[np.uint8]:
-        """Return memory that batches may lie in, uint8 [images, R, R, 3]."""
-        side = self.model_input.size
-        return np.empty((images, side, side, 3), np.uint8)
+        """Return memory for pixels, uint8 [images, R, R, 3], that the device reads fastest. Raises: `MemoryError`."""
+        return self._runs.allocate(images)
 
-    def begin(
-        self, pixels: npt.NDArray[np.uint8], preprocessed: npt.NDArray[np.float32]
-    ) -> Callable[[], npt.NDArray[np.float32]]:
-        """Begin with a batch; return what waits for its embeddings. See `encode`."""
-        embeddings = self.encode(pixels, preprocessed)
-        return lambda: embeddings
-
-    def encode(self, pixels: npt.NDArray[np.uint8], preprocessed: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def encode(self, pixels: npt.NDArray[np.uint8], preprocessed: npt.NDArray[np.float32]) -> Embeddings:
         """Embed N images of pixels, RGB, and M preprocessed ones.
 
         Returns float32 [N + M, D], the first N of `pixels`; with L2 norm 1 where that is set.
         Raises: `OutOfMemory`, and whatever else the model raises.
         """
+        return self.begin(pixels, preprocessed)()
+
+    def begin(self, pixels: npt.NDArray[np.uint8], preprocessed: npt.NDArray[np.float32]) -> Wait:
+        """Start to embed, as `encode` does; the call that is returned waits for the embeddings.
+
+        `pixels` must stay as they are until then. Both raise what `encode` does.
+        """
+        wait = self._with_memory(partial(self._runs.begin, pixels, preprocessed))
+        return partial(self._with_memory, wait)
+
+    def _with_memory(self, call: Callable[[], Result]) -> Result:
         try:
-            return self._embed(pixels, preprocessed)
+            return call()
         except torch.OutOfMemoryError as error:
             said = str(error)
         # Out here the frames that failed are gone, and their tensors with them.
         torch.cuda.empty_cache()
         raise OutOfMemory(f"{self.device_name}: {said}")
 
-    @torch.inference_mode()
-    def _embed(self, pixels: npt.NDArray[np.uint8], preprocessed: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        images = self._normalise(torch.from_numpy(pixels).to(self._device))
-        if len(preprocessed):
-            taken_as_is = torch.from_numpy(preprocessed).to(self._device).permute(0, 3, 1, 2)
-            images = torch.cat([images, taken_as_is])
-        embeddings = self._tower(images.to(self._dtype)).float()
-        if self._normalized:
-            embeddings = normalize(embeddings, dim=-1)
-        result: npt.NDArray[np.float32] = embeddings.cpu().numpy()
-        return result
-
     def warm_up(self, max_batch: int) -> None:
-        """Run the smallest and the largest batch once, so that the first record doesn't wait, and the self-test.
+        """Reserve what batches need, and run the smallest and the largest once, so that no record waits; self-test.
 
         Raises: `DeviceError` where the device can't, or gives other numbers than the CPU in fp32.
         """
         side = self.model_input.size
         nothing = np.empty((0, side, side, 3), np.float32)
         try:
+            self._runs.reserve(max_batch)
             for images in (1, max_batch):
                 self.encode(np.zeros((images, side, side, 3), np.uint8), nothing)
             cosine = self._self_test.cosine(lambda pictures: self.encode(pictures, nothing))
@@ -113,9 +118,27 @@ class Encoder:
                 f"with a cosine of {cosine:.6f} to those of the CPU in fp32, under {LIMIT}"
             )
 
-    def _normalise(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Scale to 0…1, then by the model's mean and deviation, in float32 as torchvision's transforms do."""
-        return pixels.permute(0, 3, 1, 2).float().div_(255).sub_(self._mean).div_(self._std)
+
+class _Cpu:
+    """Runs a tower on the CPU, which a second batch would only slow down."""
+
+    depth = 1
+
+    def __init__(self, tower: Tower) -> None:
+        self._tower = tower
+
+    def reserve(self, max_batch: int) -> None:
+        """Reserve nothing: the allocator keeps what a batch has freed."""
+
+    def allocate(self, images: int) -> npt.NDArray[np.uint8]:
+        size = self._tower.input_size
+        return np.empty((images, size, size, 3), np.uint8)
+
+    def begin(self, pixels: npt.NDArray[np.uint8], preprocessed: npt.NDArray[np.float32]) -> Wait:
+        """Embed at once; the call only hands out."""
+        taken_as_is = torch.from_numpy(preprocessed) if len(preprocessed) else None
+        embeddings: Embeddings = self._tower.embed(torch.from_numpy(pixels), taken_as_is).numpy()
+        return lambda: embeddings
 
 
 def find_device(name: str) -> torch.device:

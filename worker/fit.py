@@ -4,6 +4,7 @@ Resizing is two passes with uint8 between them, so their order shows: by up to 2
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from math import ceil, floor, gcd
 
@@ -26,6 +27,26 @@ _STRIP_ROWS, _STRIP_COLUMNS = 128, 64
 _PREMULTIPLIED = {"LA": "La", "RGBA": "RGBa"}
 
 
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The sides that a picture is resized to, by `bicubic` or `bilinear`, and the side of the square in its centre."""
+
+    width: int
+    height: int
+    size: int
+    interpolation: str
+
+    @property
+    def top(self) -> int:
+        """Return the first row of the square."""
+        return _centre(self.height, self.size)
+
+    @property
+    def left(self) -> int:
+        """Return its first column."""
+        return _centre(self.width, self.size)
+
+
 class Fit:
     """What a model wants of a picture's size, in torch's antialiased uint8 kernel and in Pillow."""
 
@@ -40,16 +61,24 @@ class Fit:
 
     def fit_pixels(self, rgb: Pixels) -> Pixels:
         """Return the centre of uint8 [H, W, 3], resized as Pillow would, as uint8 [R, R, 3]."""
-        size = self._size
         height, width = rgb.shape[:2]
-        if self._resize_mode == "squash":
-            return self._resize(rgb, size, size)
-        if self._resize_mode == "longest" or self._explodes(width, height):
+        target = self.target(width, height)
+        if target is None:
             return np.asarray(self.fit_image(Image.fromarray(rgb)))
+        resized = self._resize(rgb, target.height, target.width)
+        top, left = target.top, target.left
+        return resized[top : top + target.size, left : left + target.size]
+
+    def target(self, width: int, height: int) -> "Target | None":
+        """Return to what a picture of these sides is resized; None where it takes more than that and a crop."""
+        size = self._size
+        if self._resize_mode == "squash":
+            return Target(size, size, size, self._interpolation)
+        if self._resize_mode == "longest" or self._explodes(width, height):
+            return None
         long = _resized_long_side(width, height, size)
-        resized = self._resize(rgb, size, long) if height < width else self._resize(rgb, long, size)
-        top, left = _centre(resized.shape[0], size), _centre(resized.shape[1], size)
-        return resized[top : top + size, left : left + size]
+        to = (long, size) if height < width else (size, long)
+        return Target(*to, size, self._interpolation)
 
     def fit_image(self, image: Image.Image) -> Image.Image:
         """Apply open_clip's own transform as far as it works on images; where it can't, do what it means."""

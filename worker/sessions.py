@@ -31,9 +31,10 @@ from worker.health import Health
 from worker.images import Fast, Reference
 from worker.loop import Loop, Times
 from worker.metrics import Metrics
+from worker.nvjpeg import NvJpeg, nvjpeg_decoder
 from worker.outbound import Outbox
 from worker.pipeline import Encodes, Limits, Pipeline
-from worker.prepare import Preparer
+from worker.prepare import Preparer, Preprocess
 from worker.records import ModelInput, TopicLimits, Written
 from worker.rejections import RejectionLimits
 from worker.settings import Settings
@@ -79,7 +80,7 @@ class Sessions:
         metrics: Metrics,
         health: Health,
     ) -> None:
-        """Connect nothing yet."""
+        """Connect nothing yet. Raises: `DeviceError` where the device can't decode, as is set."""
         self._settings = settings
         self._encoder = encoder
         self._metrics = metrics
@@ -91,6 +92,7 @@ class Sessions:
         self._max_batch = settings.max_batch or encoder.default_max_batch
         default = max(_MAX_BATCHES_IN_FLIGHT * self._max_batch, settings.max_images_per_record)
         self._in_flight_images = settings.in_flight_images or default
+        self._preprocess = _preprocess(settings, encoder)
 
     def warm_up(self) -> None:
         """Run the model once, and announce it. Raises: `DeviceError`."""
@@ -193,9 +195,8 @@ class Sessions:
 
     def _start_pipeline(self) -> Pipeline:
         settings, model_input = self._settings, self._encoder.model_input
-        preprocessing = Fast if settings.preprocessing == "fast" else Reference
         preparer = Preparer(
-            preprocessing(model_input, self._encoder.geometry, settings.max_image_pixels),
+            self._preprocess,
             model_input.size,
             settings.default_paths,
             DocumentLimits(settings.max_image_bytes, settings.max_images_per_record),
@@ -215,3 +216,11 @@ class Sessions:
     def _note_group(self, state: GroupState) -> None:
         self._health.note_group(joined=state.joined, silent_s=state.silent_s)
         self._metrics.lagged(state.lag)
+
+
+def _preprocess(settings: Settings, encoder: ReadyEncoder) -> Preprocess:
+    model_input, geometry, max_pixels = encoder.model_input, encoder.geometry, settings.max_image_pixels
+    if settings.decoder == "nvjpeg":
+        return NvJpeg(model_input, geometry, max_pixels, nvjpeg_decoder(encoder.device_name))
+    preprocessing = Fast if settings.preprocessing == "fast" else Reference
+    return preprocessing(model_input, geometry, max_pixels)

@@ -105,6 +105,9 @@ class Settings(BaseSettings):
     preprocessing: Literal["fast", "reference"] = Field(
         "fast", description="fast, or reference: open_clip's own transform bit for bit"
     )
+    decoder: Literal["cpu", "nvjpeg"] = Field(
+        "cpu", description="cpu, or nvjpeg: plain JPEGs are decoded and resized on the GPU"
+    )
     normalize: bool = Field(default=False, description="scale embeddings to L2 norm 1")
     traversal_paths: Annotated[str, AfterValidator(_traversal)] = Field(
         "r", description="where images are: r the root, c its chunks, cc theirs; separated by commas"
@@ -157,6 +160,10 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"{PREFIX}IN_FLIGHT_IMAGES={self.in_flight_images} is less than "
                 f"{PREFIX}MAX_IMAGES_PER_RECORD={self.max_images_per_record}: a full record would never fit"
+            )
+        if self.decoder == "nvjpeg" and self.preprocessing == "reference":
+            raise ValueError(
+                f"{PREFIX}DECODER=nvjpeg doesn't go with {PREFIX}PREPROCESSING=reference, which nvJPEG isn't to the bit"
             )
         for name, value in self.kafka_properties.items():
             if RESERVED_PROPERTIES.fullmatch(name):

@@ -9,7 +9,7 @@ from PIL import Image
 from skimage import data
 
 from worker.encoder import Encoder
-from worker.errors import DeviceError
+from worker.errors import DeviceError, OutOfMemory
 from worker.images import Reference
 from worker.weights import load_model
 
@@ -115,6 +115,48 @@ def centred_cosine(found: Embeddings, expected: Embeddings) -> Embeddings:
     a, b = found - centre, expected - centre
     cosine: Embeddings = (a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
     return cosine
+
+
+# Batches that are begun and waited for.
+
+
+def test_a_batch_that_is_begun_has_the_embeddings_of_one_that_is_encoded(
+    encoder: Encoder, pixels: npt.NDArray[np.uint8]
+) -> None:
+    batches = [pixels[:1], pixels[1:3]]
+
+    waits = [encoder.begin(batch, NONE_PREPROCESSED) for batch in batches]
+
+    for wait, batch in zip(waits, batches, strict=True):
+        np.testing.assert_array_equal(wait(), encoder.encode(batch, NONE_PREPROCESSED))
+
+
+def test_the_cpu_has_one_batch_under_way_and_takes_pixels_from_any_memory(
+    encoder: Encoder, pixels: npt.NDArray[np.uint8], expected: Embeddings
+) -> None:
+    places = encoder.allocate(3)
+    places[1:] = pixels[:2]
+
+    assert encoder.depth == 1
+    assert places.shape == (3, 224, 224, 3)
+    _assert_equal(encoder.begin(places[1:], NONE_PREPROCESSED)(), expected[:2])
+
+
+def test_a_batch_that_the_device_has_no_memory_for_can_be_halved() -> None:
+    model = load_model("ViT-S-32-alt", "random")
+    encoder = Encoder(model, "cpu", "fp32", normalized=False)
+    model.tower.register_forward_hook(_run_out_of_memory_over_one)
+    images = np.zeros((2, 224, 224, 3), np.uint8)
+
+    with pytest.raises(OutOfMemory, match="cpu: no memory for 2 images"):
+        encoder.begin(images, NONE_PREPROCESSED)
+
+    assert encoder.begin(images[:1], NONE_PREPROCESSED)().shape == (1, 256)
+
+
+def _run_out_of_memory_over_one(_: object, inputs: tuple[torch.Tensor], __: object) -> None:
+    if len(inputs[0]) > 1:
+        raise torch.OutOfMemoryError(f"no memory for {len(inputs[0])} images")
 
 
 def test_fp16_on_the_cpu_is_an_error() -> None:

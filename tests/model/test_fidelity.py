@@ -23,6 +23,7 @@ from tests.model.oracles import (
 from tests.model.photographs import pictures
 from worker.encoder import Encoder
 from worker.images import Reference
+from worker.tower import Tower
 from worker.weights import Model, load_model
 
 COUNT = 8
@@ -188,8 +189,8 @@ def test_a_mistake_in_the_model_or_its_normalisation_is_seen_in_fp32(mutate: Cal
 
 
 def test_red_taken_for_blue_by_the_encoder_itself_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    normalise = Encoder._normalise
-    monkeypatch.setattr(Encoder, "_normalise", lambda encoder, pixels: normalise(encoder, pixels.flip(3)))
+    normalise = Tower._normalise
+    monkeypatch.setattr(Tower, "_normalise", lambda tower, pixels: normalise(tower, pixels.flip(3)))
 
     with pytest.raises(AssertionError, match="Not equal to tolerance"):
         _assert_faithful(_load(QUICK), QUICK)

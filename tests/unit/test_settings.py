@@ -56,6 +56,7 @@ def test_only_the_brokers_have_to_be_set() -> None:
         "max_batch": None,
         "max_wait_ms": 0,
         "preprocessing": "fast",
+        "decoder": "cpu",
         "normalize": False,
         "traversal_paths": "r",
         "max_image_bytes": 16 * 1024 * 1024,
@@ -609,3 +610,9 @@ def test_a_property_that_librdkafka_refuses_stops_the_start(own: dict[str, str],
         check_properties(settings)
 
     assert str(raised.value).startswith(f"kafka property refused: {said}")
+
+
+def test_the_gpus_decoder_does_not_go_with_open_clips_own_transform() -> None:
+    assert _wrong({"decoder": "nvjpeg", "preprocessing": "reference"}) == (
+        "WORKER_DECODER=nvjpeg doesn't go with WORKER_PREPROCESSING=reference, which nvJPEG isn't to the bit"
+    )

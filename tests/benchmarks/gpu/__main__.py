@@ -1,0 +1,73 @@
+"""`python -m tests.benchmarks.gpu`, or `make bench-gpu`: how fast one GPU is, and what each trick brings to it.
+
+Brings its pictures and its weights along: neither network, nor Java, nor a broker. On the CPU it is a dry run.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import click
+import torch
+
+from tests.benchmarks.gpu.alone import PART, alone, best_of, tricks
+from tests.benchmarks.gpu.copies import copies
+from tests.benchmarks.gpu.machine import Machine
+from tests.benchmarks.gpu.pictures import SIDES
+from tests.benchmarks.gpu.preparing import decoding, per_core, preparing
+from tests.benchmarks.gpu.printed import show, write_json
+from tests.benchmarks.gpu.whole import best_whole, whole
+from tests.benchmarks.report import Bound, Measurement, Result, Size
+
+GOALS = {PART: 30_000.0, "500×375": 10_000.0, "224×224": 15_000.0}  # images/s, on one H200 with 16 cores
+OF_THE_ROOFLINE = 0.9
+
+Part = Callable[[Machine, Size, Callable[[str], None]], Iterator[Result]]
+
+
+def measure(machine: Machine, size: Size, say: Callable[[str], None]) -> list[Result]:
+    """Run everything that this device can, then compare with the goals."""
+    parts: list[Part] = [alone, tricks, copies, preparing, whole]
+    if machine.is_cuda:
+        parts.append(decoding)
+    results: list[Result] = []
+    for part in parts:
+        say(f"{part.__name__}:")
+        results += part(machine, size, say)
+    return [*results, *goals(machine, results)]
+
+
+def goals(machine: Machine, results: Sequence[Result]) -> Iterator[Result]:
+    """Yield the goals, and the roofline of this machine from the same run: limits on CUDA, on the CPU only figures."""
+    model = best_of([it for it in results if isinstance(it, Measurement) and it.part == PART])
+    whole_of = {name: best_whole(results, name) for name in SIDES}
+    at_least = (lambda limit: limit) if machine.is_cuda else (lambda _: None)
+    said = "" if machine.is_cuda else ", not checked"
+    for name, reached in {PART: model, **whole_of}.items():
+        yield Bound("goals", f"{name} ≥ {GOALS[name]:.0f} images/s{said}", reached / GOALS[name], at_least(1.0))
+    for name, reached in whole_of.items():
+        roofline = min(model, per_core(results, name) * machine.cores)
+        yield Measurement("roofline", f"{name}: min(model, preparation per core × cores)", "images/s", [roofline])
+        yield Bound("goals", f"{name} of its roofline{said}", reached / roofline, at_least(OF_THE_ROOFLINE))
+
+
+@click.command()
+@click.option("--device", default="cuda", show_default=True, help="cuda, cuda:N, or cpu for a dry run")
+@click.option("--scale", type=click.FloatRange(min=0, min_open=True), default=1.0, help="of the time that it takes")
+@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="of which the medians are")
+@click.option("--model", default="ViT-B/32", show_default=True, help="an architecture, with random weights")
+@click.option("--json", "path", type=click.Path(path_type=Path), help="a file for the figures")
+def main(device: str, scale: float, rounds: int, model: str, path: Path | None) -> None:
+    """Measure one GPU; end with 1 where a goal is missed."""
+    if device != "cpu" and not torch.cuda.is_available():
+        raise click.ClickException("no CUDA device; --device cpu --scale 0.01 is the dry run")
+    machine = Machine(device, model)
+    results = measure(machine, Size(rounds, scale), lambda what: click.echo(what, err=True))
+    show(str(machine), results)
+    if path is not None:
+        write_json(path, str(machine), results)
+    sys.exit(0 if all(it.holds for it in results if isinstance(it, Bound)) else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""Pictures to pixels: per core and with all of them, and by the GPU's decoder, with its distance from `reference`."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from tests.benchmarks.gpu.machine import Machine
+from tests.benchmarks.gpu.pictures import SIDES, jpegs
+from tests.benchmarks.report import Bound, Measurement, Result, Size
+from worker.images import Fast, Reference
+from worker.nvjpeg import NvJpeg, nvjpeg_decoder
+from worker.prepare import Preprocess
+
+UNIT = "images/s"
+MAX_PIXELS = 50_000_000
+_ROUND_S = 1.0
+_THREADS_A_CORE = 4  # of the GPU's decoder: the more threads have a file, the more it gets at once
+
+
+def preparing(machine: Machine, size: Size, say: Callable[[str], None]) -> Iterator[Result]:
+    """Yield images/s of `fast` on one thread, and on as many as there are cores."""
+    model = machine.load()
+    fast = Fast(model.input, model.geometry, MAX_PIXELS)
+    for name in SIDES:
+        for threads in sorted({1, machine.cores}):
+            say(f"{name}, {threads} threads")
+            yield _rate(f"fast, {name}, {threads} threads", fast, jpegs(name), threads, size)
+
+
+def per_core(results: Sequence[Result], name: str) -> float:
+    """Return the images/s that one thread prepares of this kind of picture."""
+    [found] = [it for it in results if isinstance(it, Measurement) and it.name == f"fast, {name}, 1 threads"]
+    return found.median
+
+
+def decoding(machine: Machine, size: Size, say: Callable[[str], None]) -> Iterator[Result]:
+    """Yield images/s of nvJPEG beside `fast` with the same threads, and how far both are from `reference`."""
+    model = machine.load()
+    arguments = model.input, model.geometry, MAX_PIXELS
+    fast, reference = Fast(*arguments), Reference(*arguments)
+    nvjpeg = NvJpeg(*arguments, nvjpeg_decoder(machine.device))
+    for name in SIDES:
+        files = jpegs(name)
+        for threads in (1, machine.cores, _THREADS_A_CORE * machine.cores):
+            say(f"{name}, {threads} threads")
+            measured = [
+                _rate(f"{way}, {name}, {threads} threads", prepare, files, threads, size)
+                for way, prepare in (("nvjpeg", nvjpeg), ("fast", fast))
+            ]
+            yield from (Measurement("decoding", it.name, it.unit, it.values) for it in measured)
+            ratio = measured[0].median / measured[1].median
+            yield Bound("decoding", f"nvjpeg against fast, {name}, {threads} threads", ratio)
+        yield from _distances("nvjpeg", nvjpeg, reference, files)
+        yield from _distances("fast", fast, reference, files)
+
+
+def _distances(way: str, prepare: Preprocess, reference: Preprocess, files: Sequence[bytes]) -> Iterator[Measurement]:
+    levels = [np.abs(prepare(file).astype(int) - reference(file)) for file in files]
+    yield Measurement(
+        "distances", f"{way} from reference, furthest value", "levels", [float(it.max()) for it in levels]
+    )
+    yield Measurement("distances", f"{way} from reference, mean", "levels", [float(it.mean()) for it in levels])
+
+
+def _rate(name: str, prepare: Preprocess, files: Sequence[bytes], threads: int, size: Size) -> Measurement:
+    """Let every thread prepare all files in turn, for as long as a round is."""
+    values = []
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(size.rounds):
+            begun_s = time.perf_counter()
+            until_s = begun_s + _ROUND_S * size.scale
+            counts = [pool.submit(_prepare_until, prepare, files, first, until_s) for first in range(threads)]
+            done = sum(count.result() for count in counts)
+            values.append(done / (time.perf_counter() - begun_s))
+    return Measurement("preparation", name, UNIT, values)
+
+
+def _prepare_until(prepare: Preprocess, files: Sequence[bytes], first: int, until_s: float) -> int:
+    done = 0
+    while not done or time.perf_counter() < until_s:
+        prepare(files[(first + done) % len(files)])
+        done += 1
+    return done
