@@ -21,7 +21,6 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 
 from schemas.document import pack_document
 from tests.benchmarks import stamped
-from tests.benchmarks.alone import alone
 from tests.benchmarks.report import Bound, Measurement, Result, Size
 from tests.benchmarks.stage import IN_TIME_S, PARTITIONS, Crew, Stage, jpeg, opened
 from tests.benchmarks.whole import CPU_BATCH, WEIGHTS
@@ -75,12 +74,11 @@ def latency_on(stage: Stage, size: Size, say: Callable[[str], None]) -> Iterator
     least_s: list[float] = []
     with ExitStack() as stack:
         stamps = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "stamps"
-        parts = stack.enter_context(alone(stage.worker_cores, size.scale))
         crew = stack.enter_context(stage.crew(stamped.MODULE, *WEIGHTS, env={stamped.STAMPS: str(stamps)}))
         crew.warm_up(_VALUE)
         client = stack.enter_context(Client(stage, crew, stamps))
         for number in range(size.rounds):
-            least_s.append(parts.preparation_s(_JPEG) + parts.model_s(1))
+            least_s.append(stage.alone.preparation_s(_JPEG) + stage.alone.model_s(1))
             capacities.append(crew.round(_VALUE, max(CPU_BATCH, round(_CAPACITY_RECORDS * size.scale))).rate)
             with crew.working():
                 rounds["one at a time"].append(client.one_at_a_time(_records(_SINGLES * size.scale)))
