@@ -41,6 +41,8 @@ class Stack:
     @property
     def function(self) -> str:
         """Return the innermost function: the one whose own time it is, or that called native code."""
+        if not self.frames:  # it wasn't in Python, or py-spy read it while it changed
+            return "unknown"
         module, function = self.frames[-1]
         return f"{Path(module).stem}.{function}"
 

@@ -1,13 +1,14 @@
 """The parts that need a broker, at a scale that says little of speed; the floors are loose, for machines are shared."""
 
 from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
 from statistics import fmean
 
 import pytest
 
 from tests.benchmarks.latency import latency_on, poisson
 from tests.benchmarks.overhead import overhead_on
-from tests.benchmarks.profile import profile_on
+from tests.benchmarks.profiles import profile_on
 from tests.benchmarks.pyspy import read_stack
 from tests.benchmarks.report import Bound, Measurement, Result, Size
 from tests.benchmarks.scale import scale_on
@@ -88,7 +89,7 @@ def test_open_loop_arrivals_have_the_asked_rate_and_are_the_same_for_a_seed() ->
     arrivals_s = poisson(50, 100, seed=3)
 
     assert arrivals_s == poisson(50, 100, seed=3)
-    gaps_s = [later - earlier for earlier, later in zip(arrivals_s, arrivals_s[1:], strict=False)]
+    gaps_s = [later - earlier for earlier, later in pairwise(arrivals_s)]
     assert fmean(gaps_s) == pytest.approx(1 / 50, rel=0.1)
 
 
