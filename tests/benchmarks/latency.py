@@ -109,7 +109,7 @@ class Client:
 
     def __init__(self, stage: Stage, crew: Crew, stamps: Path) -> None:
         self._servers = stage.kafka.bootstrap_servers
-        servers = {"bootstrap.servers": self._servers}
+        servers = {"bootstrap.servers": self._servers, "log_level": 0}
         self._crew = crew
         self._stamps = stamps
         self._producer = Producer({**servers, "linger.ms": 0, "acks": "all"})
