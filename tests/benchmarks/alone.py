@@ -8,7 +8,7 @@ from multiprocessing.connection import Connection
 
 import numpy as np
 
-from tests.benchmarks.stage import IN_TIME_S, Cores, forkserver, pin
+from tests.benchmarks.forks import Cores, forkserver, pin
 from tests.broker.instant_worker import GEOMETRY, MODEL_INPUT
 from worker.cli.run import load_encoder
 from worker.encoder import Encoder
@@ -16,6 +16,7 @@ from worker.images import Fast
 from worker.records import Pixels
 from worker.settings import Settings
 
+_IN_TIME_S = 120
 _MAX_PIXELS = 50_000_000
 _MEASURED_S = 1.0
 
@@ -37,7 +38,7 @@ class Alone:
 
     def _ask(self, question: bytes | Pixels | int) -> float:
         self._connection.send((question, self._seconds))
-        assert self._connection.poll(IN_TIME_S), "no answer"
+        assert self._connection.poll(_IN_TIME_S), "no answer"
         answer: float = self._connection.recv()
         return answer
 

@@ -55,7 +55,7 @@ class _EmptyPipeline:
         raise NotImplementedError
 
     def run(self) -> None:
-        self._source.subscribe(self)  # type: ignore[arg-type]
+        self._source.subscribe(self)
         while True:
             for _ in range(_TAKEN_AT_ONCE):
                 record = self._source.poll(self._patience_s())

@@ -54,6 +54,8 @@ def overhead_on(stage: Stage, size: Size, say: Callable[[str], None]) -> Iterato
     with ExitStack() as stack:
         worker = stack.enter_context(stage.crew(simulated.MODULE, env=FAST_DEVICE))
         nothing_between = stack.enter_context(stage.crew(empty.MODULE))
+        for crew in (worker, nothing_between):
+            crew.warm_up(pack_document("picture", b"-"))
         for case in _CASES:
             yield from _measure(case, worker, nothing_between, size, say)
 
@@ -61,8 +63,6 @@ def overhead_on(stage: Stage, size: Size, say: Callable[[str], None]) -> Iterato
 def _measure(case: _Case, worker: Crew, empty: Crew, size: Size, say: Callable[[str], None]) -> Iterator[Result]:
     value = pack_document("picture", bytes(case.blob_bytes))
     records = max(_LEAST_RECORDS, round(case.records * size.scale))
-    for crew in (worker, empty):
-        crew.warm_up(value)
     spent: defaultdict[str, list[float]] = defaultdict(list)
     steps = Steps()
     for _ in range(size.rounds):

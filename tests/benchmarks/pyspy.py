@@ -41,6 +41,8 @@ class Stack:
     @property
     def function(self) -> str:
         """Return the innermost function: the one whose own time it is, or that called native code."""
+        if not self.frames:  # it wasn't in Python, or py-spy read it while it changed
+            return "unknown"
         module, function = self.frames[-1]
         return f"{Path(module).stem}.{function}"
 
@@ -102,7 +104,7 @@ def _recording(pid: int, options: Sequence[str]) -> Iterator[Samples]:
         finally:
             process.send_signal(signal.SIGINT)
             process.wait()
-        samples.stacks.update(dict(map(_stack, found.read_text().splitlines())) if found.exists() else {})
+        samples.stacks.update(dict(map(read_stack, found.read_text().splitlines())) if found.exists() else {})
 
 
 def _program() -> str:
@@ -123,7 +125,7 @@ def _is_sampling(process: "subprocess.Popen[bytes]", log: Path) -> bool:
     return "Sampling process" in said
 
 
-def _stack(line: str) -> tuple[Stack, int]:
+def read_stack(line: str) -> tuple[Stack, int]:
     """Read `thread (123): name;function (file);function (file) 45`, the outermost function first."""
     text, _, count = line.rpartition(" ")
     thread, *frames = text.split(";")

@@ -46,6 +46,8 @@ def scale_on(stage: Stage, size: Size, say: Callable[[str], None]) -> Iterator[R
     say("a device of 500 images/s for each of several workers, else of 2,000; 16 partitions unless named")
     with ExitStack() as stack:
         runs = {case: stack.enter_context(_run(stage, case)) for case in _CASES}
+        for run in runs.values():
+            run.crew.warm_up(_VALUE)
         for _ in range(size.rounds):
             for run in runs.values():
                 run.round(size.scale)
@@ -84,7 +86,6 @@ def _run(stage: Stage, case: _Case) -> Iterator[_Run]:
     flags = ("--delivery", case.delivery)
     env = {simulated.RATE: str(case.device), simulated.PREPARED: "1"}
     with stage.crew(simulated.MODULE, *flags, env=env, workers=case.workers, partitions=case.partitions) as crew:
-        crew.warm_up(_VALUE)
         yield _Run(case, crew)
 
 

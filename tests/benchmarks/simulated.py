@@ -19,7 +19,7 @@ import worker.cli.run
 import worker.sessions
 from tests.broker.instant_worker import DIMENSIONS, GEOMETRY, MODEL_INPUT
 from worker.cli.options import settings_options
-from worker.images import Geometry
+from worker.fit import Geometry
 from worker.records import ModelInput, Pixels
 from worker.settings import Settings, read_settings
 

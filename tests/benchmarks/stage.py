@@ -6,7 +6,6 @@ forked from a process that has imported everything. Times of output are those at
 """
 
 import io
-import multiprocessing
 import os
 import signal
 import tempfile
@@ -15,25 +14,24 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
-from importlib import import_module
+from functools import cache
 from pathlib import Path
 from typing import Self, TypeVar
 
-import torch
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 from PIL import Image
 from skimage import data
 
+from tests.benchmarks.alone import Alone, alone
+from tests.benchmarks.forks import Cores, forked, start_server
 from tests.broker.kafka import Kafka, Sent, Topics, create_topic, produce, start_kafka
-from tests.broker.processes import Launch, Worker, group_of, started_worker
+from tests.broker.processes import Worker, group_of, started_worker
 
 PARTITIONS = 12
-IN_TIME_S = 240
+IN_TIME_S = 120
 REAL = ("worker.cli.run",)
 
 _WARM_UP_RECORDS = 48
-_ENTRIES = ("worker.cli.run", "tests.benchmarks.simulated", "tests.benchmarks.empty", "tests.benchmarks.stamped")
 _NS = 1e9
 _LEAST_CHECKPOINT_S = 0.2  # a round ends with one: a smoke doesn't wait for the default of a second
 # A crew that is suspended for minutes stays in its group, and isn't taken for hung.
@@ -43,7 +41,6 @@ _PATIENT = (
 )
 _OUTPUT = {"message.timestamp.type": "LogAppendTime"}
 
-Cores = frozenset[int]
 Seen = TypeVar("Seen")
 
 
@@ -79,6 +76,7 @@ class Stage:
     kafka: Kafka
     broker_cores: Cores
     worker_cores: Cores
+    alone: Alone
     scale: float
 
     @contextmanager
@@ -90,7 +88,7 @@ class Stage:
         workers: int = 1,
         partitions: int = PARTITIONS,
     ) -> Iterator["Crew"]:
-        """Start workers, let them share the partitions and do the first records, and suspend them."""
+        """Start workers, and kill them at the end. They are ready, and suspended, after `Crew.warm_up`."""
         topics = _make_topics(self.kafka, partitions)
         own = (
             *("--prepare-threads", str(len(self.worker_cores))),
@@ -112,8 +110,6 @@ class Stage:
                 )
                 for _ in range(workers)
             ]
-            for worker in started:
-                worker.wait_until_it_says(f"own {partitions // workers} partitions")
             yield stack.enter_context(Crew(self.kafka, topics, started, partitions))
 
 
@@ -126,6 +122,7 @@ class Crew:
         self._kafka = kafka
         self._partitions = partitions
         self._sent = dict.fromkeys(range(partitions), 0)
+        self._unread = 0  # outputs from before the round
         self._read = dict.fromkeys(range(partitions), 0)
         # Never joins; `read_uncommitted`, or it would wait for the end of a transaction.
         self._group = Consumer(
@@ -137,14 +134,16 @@ class Crew:
         )
 
     def __enter__(self) -> Self:
-        self.suspend()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._group.close()
 
     def warm_up(self, value: bytes) -> None:
-        """Let every thread have worked once."""
+        """Wait until the workers share the partitions, and let every thread of theirs have worked once."""
+        for worker in self.workers:
+            worker.wait_until_it_says(f"own {self._partitions // len(self.workers)} partitions")
+        self.suspend()
         self.round(value, _WARM_UP_RECORDS)
 
     def round(self, value: bytes, records: int) -> Round:
@@ -167,7 +166,7 @@ class Crew:
             self.wait_until_committed()
         wall_s, after_s = time.monotonic() - begun_s, self._cpu_s()
         cpu_s = {name: spent_s - before_s.get(name, 0.0) for name, spent_s in after_s.items()}
-        return Round(sorted(self._read_appended_ms(records)), cpu_s, wall_s)
+        return Round(self._read_appended_ms(records), cpu_s, wall_s)
 
     @contextmanager
     def working(self) -> Iterator[None]:
@@ -188,7 +187,10 @@ class Crew:
         ends = {partition: end for partition, end in self._sent.items() if end}
 
         def everything_is_committed() -> bool:
-            known = self._group.committed(places, timeout=IN_TIME_S)
+            try:
+                known = self._group.committed(places, timeout=IN_TIME_S)
+            except KafkaException:  # the group's coordinator is on its way, after the first commit of all
+                return False
             return {each.partition: each.offset for each in known if each.offset >= 0} == ends
 
         self.workers[0].wait_until(everything_is_committed, IN_TIME_S, "all is committed")
@@ -196,6 +198,7 @@ class Crew:
     def note_sent(self, partition: int) -> None:
         """Note a record of the input topic that was not sent by a round, nor its output read."""
         self._sent[partition] += 1
+        self._unread += 1
 
     def peak_memory_mib(self) -> Sequence[float]:
         """Return the most that each worker's process has held in memory."""
@@ -214,7 +217,8 @@ class Crew:
                 spent[name] = spent.get(name, 0.0) + spent_s
         return spent
 
-    def _read_appended_ms(self, records: int) -> list[int]:
+    def _read_appended_ms(self, records: int) -> Sequence[int]:
+        """Return when the last outputs were written, sorted."""
         properties = {
             "bootstrap.servers": self._kafka.bootstrap_servers,
             "group.id": "none",
@@ -223,18 +227,20 @@ class Crew:
         times: list[int] = []
         with Consumer(properties) as consumer:
             consumer.assign([TopicPartition(self.topics.output, *place) for place in self._read.items()])
-            while len(times) < records:
+            while len(times) < self._unread + records:
                 message = consumer.poll(IN_TIME_S)
-                assert message is not None, f"{records - len(times)} outputs are missing"
+                assert message is not None, f"{self._unread + records - len(times)} outputs are missing"
                 assert message.error() is None, message.error()
                 times.append(message.timestamp()[1])
                 self._read[message.partition() or 0] = (message.offset() or 0) + 1
-        return times
+        self._unread = 0
+        return sorted(times)[-records:]
 
 
 @contextmanager
 def opened(scale: float) -> Iterator[Stage]:
     """Start a broker on a quarter of the cores, at least one, with this process; workers get the others."""
+    start_server()  # it imports on all cores while the broker starts
     own = os.sched_getaffinity(0)
     ordered = sorted(own)
     of_broker = max(1, len(ordered) // 4)
@@ -244,7 +250,8 @@ def opened(scale: float) -> Iterator[Stage]:
         stack.callback(os.sched_setaffinity, 0, own)
         kafka = start_kafka(Path(folder))
         stack.callback(kafka.close)
-        yield Stage(kafka, broker_cores, worker_cores, scale)
+        parts = stack.enter_context(alone(worker_cores, scale))
+        yield Stage(kafka, broker_cores, worker_cores, parts, scale)
 
 
 def cpu_s(pid: int) -> dict[str, float]:
@@ -263,62 +270,10 @@ def cpu_s(pid: int) -> dict[str, float]:
 def jpeg(width: int, height: int) -> bytes:
     """Return a photograph of that size as a JPEG of quality 85."""
     file = io.BytesIO()
-    photograph = Image.fromarray(data.coffee()).resize((width, height), Image.Resampling.LANCZOS)
+    photograph = Image.fromarray(data.coffee())  # type: ignore[no-untyped-call]
+    photograph = photograph.resize((width, height), Image.Resampling.LANCZOS)
     photograph.save(file, "JPEG", quality=85)
     return file.getvalue()
-
-
-# What runs in other processes.
-
-forkserver = multiprocessing.get_context("forkserver")
-forkserver.set_forkserver_preload(list(_ENTRIES))
-
-
-def forked(cores: Cores) -> Launch:
-    """Return what starts the `command` of a module in a fork, on these cores only."""
-    return partial(_Fork, cores)
-
-
-class _Fork:
-    """A forked worker in the shape of `tests.broker.processes.Process`."""
-
-    def __init__(self, cores: Cores, command: Sequence[str], log: Path, env: Mapping[str, str]) -> None:
-        log.touch()
-        self._process = forkserver.Process(target=_work, args=(cores, tuple(command), log, dict(env)))
-        self._process.start()
-
-    @property
-    def pid(self) -> int:
-        assert self._process.pid is not None
-        return self._process.pid
-
-    def poll(self) -> int | None:
-        return self._process.exitcode
-
-    def send_signal(self, number: int, /) -> None:
-        os.kill(self.pid, number)
-
-    def wait(self) -> int:
-        self._process.join()
-        assert self._process.exitcode is not None
-        return self._process.exitcode
-
-
-def pin(cores: Cores) -> None:
-    """Keep this process to these cores, and torch to as many threads, as in a process that is started there."""
-    os.sched_setaffinity(0, cores)
-    torch.set_num_threads(len(cores))
-
-
-def _work(cores: Cores, command: Sequence[str], log: Path, env: Mapping[str, str]) -> None:
-    pin(cores)
-    file = os.open(log, os.O_WRONLY | os.O_APPEND)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    for name in [name for name in os.environ if name.startswith("WORKER_")]:
-        del os.environ[name]
-    os.environ.update(env)
-    import_module(command[0]).command.main(args=list(command[1:]), prog_name=command[0])
 
 
 def _make_topics(kafka: Kafka, partitions: int) -> Topics:

@@ -16,7 +16,6 @@ import numpy as np
 
 from schemas.document import pack_document
 from tests.benchmarks import simulated
-from tests.benchmarks.alone import Alone, alone
 from tests.benchmarks.report import Bound, Measurement, Result, Size
 from tests.benchmarks.stage import REAL, Crew, Stage, jpeg, opened
 from tests.broker.instant_worker import MODEL_INPUT
@@ -42,11 +41,12 @@ class _Case:
     at_least: float | None = None
     at_most_idle: float | None = None
 
-    def roofline(self, alone: Alone, cores: int) -> float:
+    def roofline(self, stage: Stage) -> float:
         """Measure and return the images/s that the parts would allow."""
-        preparation_s = alone.preparation_s(self.picture)
+        preparation_s = stage.alone.preparation_s(self.picture)
+        cores = len(stage.worker_cores)
         if self.device is None:
-            return 1 / (alone.model_s(CPU_BATCH) / CPU_BATCH + preparation_s / cores)
+            return 1 / (stage.alone.model_s(CPU_BATCH) / CPU_BATCH + preparation_s / cores)
         return min(self.device, cores / preparation_s)
 
 
@@ -71,11 +71,12 @@ def whole_on(stage: Stage, size: Size, say: Callable[[str], None]) -> Iterator[R
     say(f"broker on {len(stage.broker_cores)} cores, worker on {len(stage.worker_cores)}: {stage.kafka.route}")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        parts = stack.enter_context(alone(stage.worker_cores, size.scale))
         runs = [stack.enter_context(_run(stage, case, folder / str(number))) for number, case in enumerate(_CASES)]
+        for run in runs:
+            run.crew.warm_up(run.value)
         for _ in range(size.rounds):
             for run in runs:
-                run.round(parts, len(stage.worker_cores), size.scale)
+                run.round(stage, size.scale)
                 say(f"{run.case.name}: {run.rates[-1]:.1f} of {run.rooflines[-1]:.1f} images/s")
         for run in runs:
             yield from run.results()
@@ -96,8 +97,8 @@ class _Run:
     def value(self) -> bytes:
         return pack_document("picture", self.case.picture)
 
-    def round(self, alone: Alone, cores: int, scale: float) -> None:
-        self.rooflines.append(self.case.roofline(alone, cores))
+    def round(self, stage: Stage, scale: float) -> None:
+        self.rooflines.append(self.case.roofline(stage))
         self.timeline.write_bytes(b"")
         done = self.crew.round(self.value, max(_LEAST_RECORDS, round(self.case.records * scale)))
         self.rates.append(done.rate)
@@ -122,6 +123,4 @@ def _run(stage: Stage, case: _Case, timeline: Path) -> Iterator[_Run]:
     else:
         crew = stage.crew(simulated.MODULE, env={simulated.RATE: str(case.device), simulated.TIMELINE: str(timeline)})
     with crew as started:
-        run = _Run(case, started, timeline)
-        started.warm_up(run.value)
-        yield run
+        yield _Run(case, started, timeline)
