@@ -43,7 +43,7 @@ unit: setup
 	$(BIN)/pytest tests/unit
 
 bench: setup
-	$(BIN)/python -m tests.benchmarks.preparation
+	$(BIN)/python -m tests.benchmarks
 
 # The README's table of formats, as the tests measure it.
 formats: setup

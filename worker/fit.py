@@ -25,8 +25,8 @@ _STRIP_ROWS, _STRIP_COLUMNS = 128, 64
 _PREMULTIPLIED = {"LA": "La", "RGBA": "RGBa"}
 # What torch.nn.functional.interpolate calls for uint8, which can't be told how many pixels are kept.
 _KERNELS = {
-    "bicubic": torch.ops.aten._upsample_bicubic2d_aa,  # noqa: SLF001
-    "bilinear": torch.ops.aten._upsample_bilinear2d_aa,  # noqa: SLF001
+    "bicubic": torch.ops.aten._upsample_bicubic2d_aa.default,  # noqa: SLF001
+    "bilinear": torch.ops.aten._upsample_bilinear2d_aa.default,  # noqa: SLF001
 }
 
 
@@ -53,7 +53,8 @@ class Fit:
         long = _resized_long_side(width, height, size)
         to_height, to_width = (size, long) if height < width else (long, size)
         top, left = _centre(to_height, size), _centre(to_width, size)
-        return self._resize(rgb, to_height, to_width, top + size, left + size)[top:, left:]
+        resized = self._resize(rgb, to_height, to_width, top + size, left + size)
+        return resized[top : top + size, left : left + size]
 
     def fit_image(self, image: Image.Image) -> Image.Image:
         """Apply open_clip's own transform as far as it works on images; where it can't, do what it means."""
@@ -67,17 +68,17 @@ class Fit:
         return self._size * _resized_long_side(width, height, self._size) > self._max_pixels
 
     def _resize(self, rgb: Pixels, height: int, width: int, rows: int, columns: int) -> Pixels:
-        """Return the first rows and columns of `rgb`, resized, in memory of their own."""
+        """Resize, in memory of its own; of the result only the first rows and columns have to be there."""
         if rgb.shape[:2] == (height, width):
-            return rgb[:rows, :columns].copy()
+            return rgb.copy()
         if self._interpolation == "bilinear" and _ties_often(rgb, height, width):
-            return np.asarray(Image.fromarray(rgb).resize((width, height), self._resampling))[:rows, :columns]
+            return np.asarray(Image.fromarray(rgb).resize((width, height), self._resampling))
         if not rgb.flags.writeable:  # torch warns of read-only memory, which it only reads here
             rgb = rgb.copy()
         pixels, wide = _channels_last(rgb), rgb.shape[1]
         if height_goes_first(wide, rgb.shape[0], width, height):
             pixels = _interpolate(pixels, (height, wide), (rows, wide), self._interpolation)
-            height = rows
+            height = pixels.shape[2]
         return _rows(_interpolate(pixels, (height, width), (rows, columns), self._interpolation))
 
     def _keep_a_pixel(self, image: Image.Image) -> Image.Image:
@@ -120,11 +121,11 @@ def _channels_last(rgb: Pixels) -> torch.Tensor:
 def _interpolate(
     channels_last: torch.Tensor, to: tuple[int, int], kept: tuple[int, int], interpolation: str
 ) -> torch.Tensor:
-    """Resize to `to`, height and width, and return the first rows and columns of that: about an eighth is not made."""
+    """Resize to `to`, height and width; what lies beyond the first rows and columns is not made where it can be."""
     rows, row_scale = _part(channels_last.shape[2], to[0], kept[0])
     columns, column_scale = _part(channels_last.shape[3], to[1], kept[1])
     resized: torch.Tensor = _KERNELS[interpolation](channels_last, (rows, columns), False, row_scale, column_scale)
-    return resized[:, :, : kept[0], : kept[1]]
+    return resized
 
 
 def _part(length: int, to: int, kept: int) -> tuple[int, float | None]:
