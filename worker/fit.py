@@ -73,8 +73,6 @@ class Fit:
             return rgb.copy()
         if self._interpolation == "bilinear" and _ties_often(rgb, height, width):
             return np.asarray(Image.fromarray(rgb).resize((width, height), self._resampling))
-        if not rgb.flags.writeable:  # torch warns of read-only memory, which it only reads here
-            rgb = rgb.copy()
         pixels, wide = _channels_last(rgb), rgb.shape[1]
         if height_goes_first(wide, rgb.shape[0], width, height):
             pixels = _interpolate(pixels, (height, wide), (rows, wide), self._interpolation)

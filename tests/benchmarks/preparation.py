@@ -60,7 +60,7 @@ def picture(kind: str, width: int, height: int) -> Picture:
     """Return a photograph of that size as a file (JPEG and WebP of quality 85), or as an array."""
     image = photograph(width, height)
     if kind == "array":
-        return np.array(image)
+        return np.asarray(image)  # read-only, as a record's
     file = io.BytesIO()
     image.save(file, kind, quality=85)
     return file.getvalue()

@@ -3,6 +3,12 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+_T = TypeVar("_T")
 
 Way = Callable[[], object]
 Clock = Callable[[], float]
@@ -23,6 +29,16 @@ def interleave(
                 way()
             seconds[name].append((clock() - begun_s) / repeats[name])
     return seconds
+
+
+def on_one_core(work: Callable[[], _T]) -> _T:
+    """Return what `work` does on a thread of its own, while torch gives one core to each."""
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return pool.submit(work).result()
+    finally:
+        torch.set_num_threads(threads)
 
 
 def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
