@@ -44,7 +44,7 @@ unit: setup
 	$(BIN)/pytest tests/unit
 
 bench: setup
-	$(BIN)/python -m tests.benchmarks.preparation
+	$(BIN)/python -m tests.benchmarks
 
 # On a machine with a GPU; ARGS='--device cpu --scale 0.01' is the dry run. With an environment of its own: PYTHON -m tests.benchmarks.gpu
 bench-gpu: setup

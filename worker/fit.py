@@ -12,7 +12,6 @@ import numpy as np
 import PIL
 import torch
 from PIL import Image
-from torch.nn.functional import interpolate
 
 from worker.records import ModelInput, Pixels
 
@@ -25,6 +24,11 @@ _LARGEST_TIED = 64  # in the ratio of two lengths; beyond, 0.005 levels at most
 _MAX_TIES = 0.015  # levels in the mean
 _STRIP_ROWS, _STRIP_COLUMNS = 128, 64
 _PREMULTIPLIED = {"LA": "La", "RGBA": "RGBa"}
+# What torch.nn.functional.interpolate calls for uint8, which can't be told how many pixels are kept.
+_KERNELS = {
+    "bicubic": torch.ops.aten._upsample_bicubic2d_aa.default,  # noqa: SLF001
+    "bilinear": torch.ops.aten._upsample_bilinear2d_aa.default,  # noqa: SLF001
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +69,9 @@ class Fit:
         target = self.target(width, height)
         if target is None:
             return np.asarray(self.fit_image(Image.fromarray(rgb)))
-        resized = self._resize(rgb, target.height, target.width)
-        top, left = target.top, target.left
-        return resized[top : top + target.size, left : left + target.size]
+        bottom, right = target.top + target.size, target.left + target.size
+        resized = self._resize(rgb, target.height, target.width, bottom, right)
+        return resized[target.top : bottom, target.left : right]
 
     def target(self, width: int, height: int) -> "Target | None":
         """Return to what a picture of these sides is resized; None where it takes more than that and a crop."""
@@ -91,17 +95,17 @@ class Fit:
     def _explodes(self, width: int, height: int) -> bool:
         return self._size * _resized_long_side(width, height, self._size) > self._max_pixels
 
-    def _resize(self, rgb: Pixels, height: int, width: int) -> Pixels:
+    def _resize(self, rgb: Pixels, height: int, width: int, rows: int, columns: int) -> Pixels:
+        """Resize, in memory of its own; of the result only the first rows and columns have to be there."""
         if rgb.shape[:2] == (height, width):
-            return rgb
+            return rgb.copy()
         if self._interpolation == "bilinear" and _ties_often(rgb, height, width):
             return np.asarray(Image.fromarray(rgb).resize((width, height), self._resampling))
-        if not rgb.flags.writeable:  # torch warns of read-only memory, which it only reads here
-            rgb = rgb.copy()
-        channels_last = _channels_last(rgb)
-        if height_goes_first(rgb.shape[1], rgb.shape[0], width, height):
-            channels_last = _interpolate(channels_last, height, rgb.shape[1], self._interpolation)
-        return _rows(_interpolate(channels_last, height, width, self._interpolation))
+        pixels, wide = _channels_last(rgb), rgb.shape[1]
+        if height_goes_first(wide, rgb.shape[0], width, height):
+            pixels = _interpolate(pixels, (height, wide), (rows, wide), self._interpolation)
+            height = pixels.shape[2]
+        return _rows(_interpolate(pixels, (height, width), (rows, columns), self._interpolation))
 
     def _keep_a_pixel(self, image: Image.Image) -> Image.Image:
         """Resize what open_clip would make 0 pixels wide or high, and then refuse, to 1."""
@@ -140,8 +144,25 @@ def _channels_last(rgb: Pixels) -> torch.Tensor:
     return torch.from_numpy(rgb).permute(2, 0, 1)[None]
 
 
-def _interpolate(channels_last: torch.Tensor, height: int, width: int, interpolation: str) -> torch.Tensor:
-    return interpolate(channels_last, (height, width), mode=interpolation, antialias=True)
+def _interpolate(
+    channels_last: torch.Tensor, to: tuple[int, int], kept: tuple[int, int], interpolation: str
+) -> torch.Tensor:
+    """Resize to `to`, height and width; what lies beyond the first rows and columns is not made where it can be."""
+    rows, row_scale = _part(channels_last.shape[2], to[0], kept[0])
+    columns, column_scale = _part(channels_last.shape[3], to[1], kept[1])
+    resized: torch.Tensor = _KERNELS[interpolation](channels_last, (rows, columns), False, row_scale, column_scale)
+    return resized
+
+
+def _part(length: int, to: int, kept: int) -> tuple[int, float | None]:
+    """Return how many pixels the kernel should make of `length`, and the scale where they aren't all.
+
+    All where it enlarges, because it copies `length` pixels to as many; and where the ratio, which it takes from the
+    scale, wouldn't be the same to the last bit.
+    """
+    if kept < to < length and 1 / (to / length) == length / to:
+        return kept, to / length
+    return to, None
 
 
 def _rows(channels_last: torch.Tensor) -> Pixels:
@@ -171,7 +192,8 @@ def _ties(length: int, to: int) -> float:
 def _measured_ties(length: int, to: int) -> float:
     times = ceil(_STRIP_ROWS / to)
     strip = np.random.default_rng(0).integers(0, 256, (length * times, _STRIP_COLUMNS, 3), np.uint8)
-    by_torch = _rows(_interpolate(_channels_last(strip), to * times, _STRIP_COLUMNS, "bilinear"))
+    shape = (to * times, _STRIP_COLUMNS)
+    by_torch = _rows(_interpolate(_channels_last(strip), shape, shape, "bilinear"))
     by_pillow = Image.fromarray(strip).resize((_STRIP_COLUMNS, to * times), Image.Resampling.BILINEAR)
     return float(np.abs(by_torch.astype(int) - np.asarray(by_pillow)).mean())
 

@@ -28,6 +28,8 @@ def configure_logging(settings: Settings) -> None:
     logging.captureWarnings(capture=True)
     # What is odd about a picture is the picture's matter, and in its dead letter.
     warnings.filterwarnings("ignore", module="PIL")
+    # torch warns of a record's read-only memory, of which worker.fit only reads.
+    warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
     for talkative in ("httpx", "huggingface_hub", "urllib3"):
         logging.getLogger(talkative).setLevel(logging.ERROR)

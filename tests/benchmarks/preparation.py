@@ -1,100 +1,225 @@
-"""Preparation per core, side by side: `python -m tests.benchmarks.preparation`, or `make bench`.
-
-Each way prepares the same JPEG in turn, round after round, on one thread; the medians of the rounds
-are compared, so what else the machine does falls on all of them.
-"""
+"""Decoding, resizing and the whole preparation of one picture, on one thread."""
 
 import io
-import statistics
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import numpy as np
 import simplejpeg
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
-from rich.console import Console
-from rich.table import Table
 from skimage import data
 from torch.nn.functional import interpolate
 from torchvision.transforms import Compose
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2.functional import resize
 
+from tests.benchmarks.report import Bound, Measurement, Result, Size
+from tests.benchmarks.timing import interleave, ratio
+from worker.decode import Decoder
+from worker.fit import Fit, Geometry
 from worker.images import Fast, Reference
-from worker.records import ModelInput
+from worker.records import ModelInput, Pixels
 
+PART = "parts"
 SIZES = ((320, 240), (500, 375), (1920, 1440), (4000, 3000))
+SMOKE_SIZES = ((500, 375),)
+FORMATS = ("JPEG", "PNG", "WEBP", "array")
 PHOTOGRAPH = "coffee"
-ROUNDS = 15
-ROUND_S = 0.05
+MAX_PIXELS = 50_000_000
+RESIZED = 224
 
-Way = Callable[[bytes], object]
+Picture = bytes | Pixels
+Prepare = Callable[[Picture], object]
+
+# What `fast` has to reach against open_clip's transform.
+_LEAST = {
+    ("JPEG", 500): 3.5,
+    ("JPEG", 1920): 3.5,
+    ("JPEG", 4000): 3.5,
+    ("array", 320): 5.0,
+    ("array", 500): 5.0,
+    ("array", 1920): 5.0,
+    ("array", 4000): 5.0,
+}
+_LEAST_OF_BARE = 0.95
+_LEAST_OF_TWO_THREADS = 1.9
 
 
-def jpeg(width: int, height: int) -> bytes:
-    """Return a photograph of that size as a JPEG of quality 85."""
+@cache
+def photograph(width: int, height: int) -> Image.Image:
+    pixels: Pixels = getattr(data, PHOTOGRAPH)()
+    return Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS)
+
+
+def picture(kind: str, width: int, height: int) -> Picture:
+    """Return a photograph of that size as a file (JPEG and WebP of quality 85), or as an array."""
+    image = photograph(width, height)
+    if kind == "array":
+        return np.asarray(image)  # read-only, as a record's
     file = io.BytesIO()
-    Image.fromarray(getattr(data, PHOTOGRAPH)()).resize((width, height), Image.Resampling.LANCZOS).save(
-        file, "JPEG", quality=85
-    )
+    image.save(file, kind, quality=85)
     return file.getvalue()
 
 
-def ways() -> Mapping[str, Way]:
+def ways() -> Mapping[str, Prepare]:
     """Return what is compared, open_clip's transform first."""
     config = PreprocessCfg()
     transform = image_transform_v2(config, is_train=False)
-    geometry = Compose(transform.transforms[:-2])
-    model_input = ModelInput(224, config.mean, config.std, config.interpolation, config.resize_mode)
+    geometry: Geometry = Compose(transform.transforms[:-2])
     return {
-        "open_clip": lambda file: transform(Image.open(io.BytesIO(file))),
-        "reference": Reference(model_input, geometry, max_pixels=50_000_000),
-        "fast": Fast(model_input, geometry, max_pixels=50_000_000),
-        "decode and resize, bare": _bare,
+        "open_clip's transform": lambda it: transform(_opened(it)),
+        "Pillow alone": _pillow_alone,
+        "reference": Reference(model_input(), geometry, MAX_PIXELS),
+        "fast": Fast(model_input(), geometry, MAX_PIXELS),
+        "bare": _bare,
     }
 
 
-def _bare(file: bytes) -> torch.Tensor:
-    """Decode and resize with the calls that `fast` makes, and nothing around them."""
-    rgb = torch.from_numpy(simplejpeg.decode_jpeg(file, "RGB")).permute(2, 0, 1)[None]
-    height, width = rgb.shape[2:]
-    return interpolate(rgb, (224, int(224 * width / height)), mode="bicubic", antialias=True)
+def model_input() -> ModelInput:
+    """Return that of ViT-B/32."""
+    config = PreprocessCfg()
+    return ModelInput(RESIZED, tuple(config.mean), tuple(config.std), config.interpolation, config.resize_mode)
 
 
-def measure(file: bytes) -> Mapping[str, float]:
-    """Return the median seconds of each way to prepare `file`, on one thread."""
-    rounds: dict[str, list[float]] = {name: [] for name in ways()}
-    prepared = ways()
-    repeats = {name: _repeats(way, file) for name, way in prepared.items()}
-    for _ in range(ROUNDS):
-        for name, way in prepared.items():
-            begun_s = time.perf_counter()
-            for _ in range(repeats[name]):
-                way(file)
-            rounds[name].append((time.perf_counter() - begun_s) / repeats[name])
-    return {name: statistics.median(seconds) for name, seconds in rounds.items()}
+def preparation(size: Size, say: Callable[[str], None]) -> Iterator[Result]:
+    """Yield the images a second of one core, by format and size."""
+    for width, height in _sizes(size):
+        for kind in FORMATS:
+            say(f"preparation of {width}×{height} {kind}")
+            yield from _compare(kind, width, height, size)
 
 
-def _repeats(way: Way, file: bytes) -> int:
-    way(file)
-    begun_s = time.perf_counter()
-    way(file)
-    return max(1, round(ROUND_S / (time.perf_counter() - begun_s)))
-
-
-def main() -> None:
-    """Print a table."""
-    torch.set_num_threads(1)
-    table = Table("JPEG", "way", "ms an image", "images/s a core", "times open_clip's")
-    for width, height in SIZES:
-        seconds = measure(jpeg(width, height))
+def steps(size: Size, say: Callable[[str], None]) -> Iterator[Result]:
+    """Yield what decoding and resizing take alone, and what each trick of `fast` brings."""
+    for width, height in _sizes(size):
+        say(f"decoding and resizing of {width}×{height}")
+        file, pixels = picture("JPEG", width, height), picture("array", width, height)
+        assert isinstance(file, bytes)
+        assert isinstance(pixels, np.ndarray)
+        seconds = interleave(_steps(file, pixels), size.rounds, round_s=_round_s(size))
         for name, took_s in seconds.items():
-            ratio = seconds["open_clip"] / took_s
-            table.add_row(f"{width}×{height}", name, f"{took_s * 1e3:.2f}", f"{1 / took_s:.0f}", f"{ratio:.2f}")
-        table.add_section()
-    Console().print(table)
-    Console().print(f"medians of {ROUNDS} rounds; torch {torch.__version__}, numpy {np.__version__}")
+            yield Measurement(PART, f"{name}, {width}×{height}", "ms", [1e3 * one for one in took_s])
+        whole, decoded = "resize: the whole picture", "decode: simplejpeg"
+        yield _trick("only the kept part is resized", width, height, ratio(seconds[whole], seconds["resize: fast"]))
+        brought = ratio(seconds[decoded], seconds["decode: fast"])
+        yield _trick("decoding into memory that is kept", width, height, brought)
 
 
-if __name__ == "__main__":
-    main()
+def threads(size: Size, say: Callable[[str], None]) -> Iterator[Result]:
+    """Yield how much more two threads prepare than one."""
+    say("one prepare thread and two")
+    file, fast = picture("JPEG", 500, 375), ways()["fast"]
+    images = max(4, round(200 * size.scale))
+    rates: dict[int, list[float]] = {1: [], 2: []}
+    for _ in range(size.rounds):
+        for count, measured in rates.items():
+            measured.append(_rate(fast, file, count, images))
+    for count, measured in rates.items():
+        yield Measurement(PART, f"fast in {count} threads, 500×375 JPEG", "images/s", measured)
+    least = _LEAST_OF_TWO_THREADS if size.scale >= 1 else None
+    yield Bound(PART, "two prepare threads to one", ratio(rates[2], rates[1]), least)
+
+
+def _compare(kind: str, width: int, height: int, size: Size) -> Iterator[Result]:
+    what = f"{width}×{height} {kind}"
+    image = picture(kind, width, height)
+    prepared = {name: _bound(way, image) for name, way in ways().items()}
+    seconds = interleave(prepared, size.rounds, round_s=_round_s(size))
+    ours = seconds["fast"]
+    yield Bound(
+        PART,
+        f"fast to open_clip's transform, {what}",
+        ratio(seconds["open_clip's transform"], ours),
+        _LEAST.get((kind, width)),
+    )
+    least = _LEAST_OF_BARE if kind == "JPEG" and size.scale >= 1 else None
+    yield Bound(PART, f"fast to decode and resize called bare, {what}", ratio(seconds["bare"], ours), least)
+    for name, took_s in seconds.items():
+        yield Measurement(PART, f"{name}, {what}", "images/s a core", [1 / one for one in took_s])
+
+
+def _bound(way: Prepare, image: Picture) -> Callable[[], object]:
+    return lambda: way(image)
+
+
+def _steps(file: bytes, pixels: Pixels) -> Mapping[str, Callable[[], object]]:
+    height, width = pixels.shape[:2]
+    decoder, fit = Decoder(MAX_PIXELS), Fit(model_input(), lambda image: image, MAX_PIXELS)
+    long, image = int(RESIZED * width / height), Image.fromarray(pixels)
+    return {
+        "decode: Pillow": lambda: _opened(file).load(),
+        "decode: simplejpeg": lambda: simplejpeg.decode_jpeg(file, "RGB"),
+        "decode: fast": lambda: decoder.decode(file),
+        "resize: Pillow": lambda: image.resize((long, RESIZED), Image.Resampling.BICUBIC),
+        "resize: the whole picture": lambda: interpolate(
+            _channels_last(pixels), (RESIZED, long), mode="bicubic", antialias=True
+        ),
+        "resize: fast": lambda: fit.fit_pixels(pixels),
+    }
+
+
+def _trick(name: str, width: int, height: int, brings: float) -> Bound:
+    return Bound(PART, f"{name}: before to after, {width}×{height}", brings)
+
+
+def _rate(way: Prepare, image: Picture, count: int, images: int) -> float:
+    """Return the images a second of so many threads, each with so many images, once all are there."""
+    begin = threading.Barrier(count + 1)
+
+    def work() -> None:
+        way(image)
+        begin.wait()
+        for _ in range(images):
+            way(image)
+
+    with ThreadPoolExecutor(count) as pool:
+        done = [pool.submit(work) for _ in range(count)]
+        begin.wait()
+        begun_s = time.perf_counter()
+        for one in done:
+            one.result()
+        return count * images / (time.perf_counter() - begun_s)
+
+
+def _opened(image: Picture) -> Image.Image:
+    return Image.fromarray(image) if isinstance(image, np.ndarray) else Image.open(io.BytesIO(image))
+
+
+def _pillow_alone(image: Picture) -> Pixels:
+    """Decode, resize and crop with Pillow, as uint8."""
+    opened = _opened(image).convert("RGB")
+    width, height = opened.size
+    long = int(RESIZED * max(width, height) / min(width, height))
+    to = (RESIZED, long) if width < height else (long, RESIZED)
+    left, top = (round((side - RESIZED) / 2) for side in to)
+    resized = opened.resize(to, Image.Resampling.BICUBIC)
+    return np.asarray(resized.crop((left, top, left + RESIZED, top + RESIZED)))
+
+
+def _bare(image: Picture) -> torch.Tensor:
+    """Decode and resize with the packages' own calls, and nothing around them."""
+    if isinstance(image, np.ndarray):
+        pixels = image
+    elif image.startswith(b"\xff\xd8\xff"):
+        pixels = simplejpeg.decode_jpeg(image, "RGB")
+    else:
+        pixels = np.array(_opened(image).convert("RGB"))
+    resized: torch.Tensor = resize(_channels_last(pixels), [RESIZED], InterpolationMode.BICUBIC, antialias=True)
+    return resized
+
+
+def _channels_last(pixels: Pixels) -> torch.Tensor:
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None]
+
+
+def _sizes(size: Size) -> Sequence[tuple[int, int]]:
+    return SIZES if size.scale >= 1 else SMOKE_SIZES
+
+
+def _round_s(size: Size) -> float:
+    return 0.05 * size.scale

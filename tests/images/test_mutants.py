@@ -73,8 +73,8 @@ def _convert_first(fit_image: Callable[[Fit, Image.Image], Image.Image]) -> Call
     return lambda self, image: fit_image(self, image.convert("RGB"))
 
 
-def _without_antialiasing(_: object) -> Callable[[torch.Tensor, int, int, str], torch.Tensor]:
-    return lambda pixels, height, width, interpolation: interpolate(pixels, (height, width), mode=interpolation)
+def _without_antialiasing(_: object) -> Callable[[torch.Tensor, tuple[int, int], object, str], torch.Tensor]:
+    return lambda pixels, to, _kept, interpolation: interpolate(pixels, to, mode=interpolation)
 
 
 def _bgr(decode: Callable[..., Pixels | None]) -> Callable[..., Pixels | None]:

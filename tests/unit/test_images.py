@@ -8,6 +8,7 @@ import pytest
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
+from torch.nn.functional import interpolate
 from torchvision.transforms import Compose, Normalize, ToTensor
 
 from schemas.dead_letter import Reason, Rejection
@@ -25,6 +26,7 @@ from tests.unit.pictures_for_tests import (
     photograph,
     turned,
 )
+from worker.fit import _interpolate
 from worker.images import Fast, Reference
 from worker.records import Pixels
 
@@ -364,3 +366,28 @@ def test_as_many_pixels_of_an_array_as_are_allowed_are_taken_and_no_more(kind: t
         Reason.TOO_MANY_PIXELS,
         "20×10 is 200 pixels, which exceeds 199",
     )
+
+
+def test_a_picture_stays_as_it_is_when_the_next_one_is_prepared() -> None:
+    fast = Fast(model_input(), geometry(), MAX_PIXELS)
+    first, second = (encode(photograph(name).resize((SIZE, SIZE)), "JPEG") for name in ("coffee", "chelsea"))
+    prepared = fast(first)
+    before = prepared.copy()
+
+    fast(second)
+
+    assert np.array_equal(prepared, before)
+
+
+@pytest.mark.parametrize(("width", "height"), [(500, 375), (375, 500), (257, 300), (640, 2000), (1000, 999)])
+def test_leaving_out_what_the_crop_throws_away_changes_no_pixel(width: int, height: int) -> None:
+    rgb = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    long = int(SIZE * max(width, height) / min(width, height))
+    to = (SIZE, long) if height < width else (long, SIZE)
+    kept = tuple(round((side - SIZE) / 2) + SIZE for side in to)
+    channels_last = torch.from_numpy(rgb).permute(2, 0, 1)[None]
+
+    part = _interpolate(channels_last, to, (kept[0], kept[1]), "bicubic")
+
+    whole = interpolate(channels_last, to, mode="bicubic", antialias=True)
+    assert torch.equal(part[:, :, : kept[0], : kept[1]], whole[:, :, : kept[0], : kept[1]])
