@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -72,7 +73,7 @@ def _start(broker: Kafka, flags: Sequence[str]) -> Mapping[str, float]:
         times_s = list(_step_ends(worker.log))
         worker.stop()
     ends_s = [begun_s, *times_s]
-    took = {step: end_s - before_s for step, before_s, end_s in zip(STEPS, ends_s, ends_s[1:], strict=True)}
+    took = {step: end_s - before_s for step, (before_s, end_s) in zip(STEPS, pairwise(ends_s), strict=True)}
     return took | {"until ready is seen": ready_s - ends_s[-1], "exec to ready": ready_s - begun_s}
 
 
