@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable
+from itertools import accumulate
 from pathlib import Path
 
 import click
@@ -94,10 +95,13 @@ def name_threads() -> None:
 
 
 def idle_share(timeline: Iterable[str]) -> float:
-    """Return the share of time in which the device had no batch, less the first and the last tenth of the batches."""
-    batches = [tuple(map(float, line.split())) for line in timeline]
-    tenth = len(batches) // 10
-    middle = batches[tenth : len(batches) - tenth]
+    """Return the share of time in which the device had no batch, less the first and the last tenth of the images.
+
+    Of the images, as a round's rate: the batches of the start are small, and many.
+    """
+    batches = [(float(begun_s), float(ended_s), int(images)) for begun_s, ended_s, images in map(str.split, timeline)]
+    done = list(accumulate(images for _, _, images in batches))
+    middle = [batch for batch, until in zip(batches, done, strict=True) if 0.1 < until / done[-1] <= 0.9]
     busy_s = sum(ended_s - begun_s for begun_s, ended_s, _ in middle)
     return 1 - busy_s / (middle[-1][1] - middle[0][0])
 

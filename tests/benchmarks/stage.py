@@ -18,20 +18,21 @@ from functools import cache
 from pathlib import Path
 from typing import Self, TypeVar
 
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from PIL import Image
 from skimage import data
 
 from tests.benchmarks.alone import Alone, alone
 from tests.benchmarks.forks import Cores, forked, start_server
-from tests.broker.kafka import Kafka, Sent, Topics, create_topic, produce, start_kafka
+from tests.broker.kafka import Kafka, Topics, create_topic, start_kafka
 from tests.broker.processes import Worker, group_of, started_worker
 
 PARTITIONS = 12
 IN_TIME_S = 120
 REAL = ("worker.cli.run",)
 
-_WARM_UP_RECORDS = 48
+_WARM_UP_RECORDS = 12
+_FLUSHED_RECORDS = 500
 _NS = 1e9
 _LEAST_CHECKPOINT_S = 0.2  # a round ends with one: a smoke doesn't wait for the default of a second
 # A crew that is suspended for minutes stays in its group, and isn't taken for hung.
@@ -119,32 +120,31 @@ class Crew:
     def __init__(self, kafka: Kafka, topics: Topics, workers: Sequence[Worker], partitions: int) -> None:
         self.topics = topics
         self.workers = workers
-        self._kafka = kafka
         self._partitions = partitions
         self._sent = dict.fromkeys(range(partitions), 0)
         self._unread = 0  # outputs from before the round
         self._read = dict.fromkeys(range(partitions), 0)
-        # Never joins; `read_uncommitted`, or it would wait for the end of a transaction.
-        self._group = Consumer(
-            {
-                "bootstrap.servers": kafka.bootstrap_servers,
-                "group.id": group_of(topics),
-                "isolation.level": "read_uncommitted",
-            }
-        )
+        # Kept, for a new one takes half a second to be of use. Neither consumer joins; the first looks at offsets, and
+        # would wait for the end of a transaction if it read what is committed.
+        servers = {"bootstrap.servers": kafka.bootstrap_servers, "log_level": 0}
+        group = {**servers, "group.id": group_of(topics)}
+        self._group = Consumer({**group, "isolation.level": "read_uncommitted"})
+        self._reader = Consumer({**group, "isolation.level": "read_committed", "enable.auto.commit": False})
+        self._producer = Producer({**servers, "linger.ms": 5, "message.max.bytes": 100_000_000})
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._group.close()
+        self._reader.close()
 
     def warm_up(self, value: bytes) -> None:
         """Wait until the workers share the partitions, and let every thread of theirs have worked once."""
         for worker in self.workers:
             worker.wait_until_it_says(f"own {self._partitions // len(self.workers)} partitions")
         self.suspend()
-        self.round(value, _WARM_UP_RECORDS)
+        self.round(value, max(_WARM_UP_RECORDS, self._partitions))
 
     def round(self, value: bytes, records: int) -> Round:
         """Fill the topic with records of one value, then let the workers do them all."""
@@ -205,10 +205,15 @@ class Crew:
         return [_status_kib(worker.pid, "VmHWM") / 1024 for worker in self.workers]
 
     def _fill(self, value: bytes, records: int) -> None:
-        sent = (Sent(b"%d" % number, value, partition=number % self._partitions) for number in range(records))
-        produce(self._kafka.bootstrap_servers, self.topics.input, sent)
         for number in range(records):
-            self._sent[number % self._partitions] += 1
+            partition = number % self._partitions
+            self._producer.produce(
+                self.topics.input, value, b"%d" % number, partition=partition, on_delivery=_check_delivery
+            )
+            self._sent[partition] += 1
+            if number % _FLUSHED_RECORDS == 0:
+                self._producer.flush()
+        assert self._producer.flush(IN_TIME_S) == 0, "records are not acknowledged"
 
     def _cpu_s(self) -> dict[str, float]:
         spent: dict[str, float] = {}
@@ -219,20 +224,15 @@ class Crew:
 
     def _read_appended_ms(self, records: int) -> Sequence[int]:
         """Return when the last outputs were written, sorted."""
-        properties = {
-            "bootstrap.servers": self._kafka.bootstrap_servers,
-            "group.id": "none",
-            "isolation.level": "read_committed",
-        }
         times: list[int] = []
-        with Consumer(properties) as consumer:
-            consumer.assign([TopicPartition(self.topics.output, *place) for place in self._read.items()])
-            while len(times) < self._unread + records:
-                message = consumer.poll(IN_TIME_S)
-                assert message is not None, f"{self._unread + records - len(times)} outputs are missing"
-                assert message.error() is None, message.error()
-                times.append(message.timestamp()[1])
-                self._read[message.partition() or 0] = (message.offset() or 0) + 1
+        self._reader.assign([TopicPartition(self.topics.output, *place) for place in self._read.items()])
+        while len(times) < self._unread + records:
+            message = self._reader.poll(IN_TIME_S)
+            assert message is not None, f"{self._unread + records - len(times)} outputs are missing"
+            assert message.error() is None, message.error()
+            times.append(message.timestamp()[1])
+            self._read[message.partition() or 0] = (message.offset() or 0) + 1
+        self._reader.unassign()  # or it would fetch while the workers work
         self._unread = 0
         return sorted(times)[-records:]
 
@@ -274,6 +274,10 @@ def jpeg(width: int, height: int) -> bytes:
     photograph = photograph.resize((width, height), Image.Resampling.LANCZOS)
     photograph.save(file, "JPEG", quality=85)
     return file.getvalue()
+
+
+def _check_delivery(error: KafkaError | None, _: Message) -> None:
+    assert error is None, error  # raised by `flush`
 
 
 def _make_topics(kafka: Kafka, partitions: int) -> Topics:

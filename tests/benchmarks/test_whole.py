@@ -78,9 +78,10 @@ def test_a_rate_leaves_out_the_first_and_the_last_tenth() -> None:
 
 
 def test_the_device_is_idle_between_the_end_of_a_batch_and_the_begin_of_the_next() -> None:
-    batches = [(float(begun_s), begun_s + 0.75) for begun_s in range(10)]
+    slow_start = [(-100.0 + number, -99.9 + number, 1) for number in range(8)]
+    steady = [(float(begun_s), begun_s + 0.75, 8) for begun_s in range(10)]
 
-    share = idle_share(f"{begun_s} {ended_s} 8" for begun_s, ended_s in batches)
+    share = idle_share(f"{begun_s} {ended_s} {images}" for begun_s, ended_s, images in slow_start + steady)
 
     assert share == pytest.approx(7 * 0.25 / 7.75)
 

@@ -27,7 +27,7 @@ WEIGHTS = ("--weights", "random", "--device", "cpu", "--max-batch", str(CPU_BATC
 
 _JPEG = jpeg(500, 375)
 _PIXELS = np.random.default_rng(0).integers(0, 256, (MODEL_INPUT.size, MODEL_INPUT.size, 3), np.uint8)
-_LEAST_RECORDS = 60
+_LEAST_RECORDS = 24
 
 
 @dataclass(frozen=True, slots=True, eq=False)
