@@ -12,16 +12,26 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from tests.benchmarks.latency import latency
 from tests.benchmarks.machine import this_machine
+from tests.benchmarks.overhead import overhead
 from tests.benchmarks.parts import parts
+from tests.benchmarks.profiles import profile
 from tests.benchmarks.report import Result, Size, as_json, bounds_table, measurements_table, off
+from tests.benchmarks.scale import scale as scaling
 from tests.benchmarks.start import start
+from tests.benchmarks.whole import whole
 
 Part = Callable[[Size, Callable[[str], None]], Iterator[Result]]
 
 PARTS: Mapping[str, Part] = {
     "parts": parts,
     "start": start,
+    "overhead": overhead,
+    "whole": whole,
+    "latency": latency,
+    "scale": scaling,
+    "profile": profile,
 }
 _LOG_WIDTH = 120
 JSON = Path(__file__).parents[2] / ".cache" / "bench.json"
@@ -29,7 +39,7 @@ JSON = Path(__file__).parents[2] / ".cache" / "bench.json"
 
 @click.command()
 @click.option("--part", "chosen", type=click.Choice(list(PARTS)), multiple=True, help="repeatable; all unless set")
-@click.option("--rounds", type=click.IntRange(min=1), default=15, show_default=True, help="of what is timed")
+@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="of what is timed")
 @click.option(
     "--scale", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True, help="1 is the real run"
 )
