@@ -16,7 +16,7 @@ BUDGETS_S = {
     "faults": 240,
     "demo": 60,
     "chaos": 300,
-    "benchmarks": 60,
+    "benchmarks": 150,
     "hostile": 120,
     "fuzz": 60,
 }
