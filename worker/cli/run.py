@@ -85,7 +85,7 @@ def run(settings: Settings, load: Callable[[Settings], ReadyEncoder] = load_enco
         sessions = Sessions(settings, encoder, metrics, health)
         sessions.warm_up()
         limits = _limits(question, settings)
-        gc.freeze()  # the libraries' objects stay: looking through them at each collection took 8 % of a record's time
+        gc.freeze()  # the libraries' objects stay: a collection that looks through them takes 0.2 s, and no thread runs
         stop.working = True
         start_watchdog(health)
         sessions.hold(stop.event, limits)
