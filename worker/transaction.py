@@ -103,6 +103,7 @@ class ExactlyOnce:
 
         Raises: `Rewind`, `ClientFailed`, `KafkaSetupError`.
         """
+        self.poll()  # what goes into a transaction that is broken already makes its end take longer
         if self._is_closing:
             return False
         attempt = self._attempt(outcome)

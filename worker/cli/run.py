@@ -85,6 +85,7 @@ def run(settings: Settings, load: Callable[[Settings], ReadyEncoder] = load_enco
         sessions = Sessions(settings, encoder, metrics, health)
         sessions.warm_up()
         limits = _limits(question, settings)
+        stack.callback(gc.unfreeze)  # at its end the interpreter wants to see them again
         gc.freeze()  # the libraries' objects stay: a collection that looks through them takes 0.2 s, and no thread runs
         stop.working = True
         start_watchdog(health)
