@@ -920,7 +920,7 @@ def test_a_stop_that_can_not_write_everything_does_not_exit_with_0(mortal_kafka:
     with running_worker(mortal_kafka, topics, "--kafka", "delivery.timeout.ms=1000", env={DELAY: "0.3"}) as worker:
         wait_for_outcomes(mortal_kafka, topics, worker, 8)
         mortal_kafka.stop(hard=True)
-        exit_code = worker.stop()
+        exit_code = worker.stop(timeout_s=50)  # the drain's 30 s, and 15 s for closing, which the watchdog keeps
         [line] = critical_lines(worker.log)
 
     assert exit_code == DrainTimeout.exit_code
