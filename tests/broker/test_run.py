@@ -716,7 +716,7 @@ def test_a_stop_whose_batch_outlasts_the_drain_timeout_exits_as_one_that_ran_out
 
     with running_worker(kafka, topics, "--drain-timeout-s", "1", env={DELAY: "20"}) as worker:
         worker.wait_until(lambda: worker.metric("clip_worker_in_flight_records") == 4, WORK_TIMEOUT_S, "all taken in")
-        exit_code = worker.stop(timeout_s=10)
+        exit_code = worker.stop(timeout_s=18)
 
     assert exit_code == DrainTimeout.exit_code
     assert commits(kafka, topics) == {}
