@@ -9,13 +9,14 @@ embeddings are there.
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 
 import numpy as np
 import numpy.typing as npt
 
 from schemas.dead_letter import Reason
 from schemas.document import Document
+from worker.mailbox import Mailbox
 from worker.records import Embedded, Outcome, Prepared, Preprocessed, Record, Rejected
 
 
@@ -95,7 +96,7 @@ class Batcher:
         self._free: SimpleQueue[int | None] = SimpleQueue()  # in the order of the ring
         for row in range(len(rows)):
             self._free.put(row)
-        self._written: SimpleQueue[tuple[int, Owner] | None] = SimpleQueue()  # None only wakes
+        self._written: Mailbox[tuple[int, Owner] | None] = Mailbox()  # None only wakes
         self._lingers = True
         self._closed = False
         # The encode thread's. The next batch begins at `_head` and has the images of `_owners`; the oldest that isn't
@@ -130,12 +131,8 @@ class Batcher:
         Raises: `Closed`.
         """
         deadline_s: float | None = None
-        while len(self._owners) < self._most:
-            try:
-                written = self._written.get(timeout=self._patience_s(deadline_s))
-            except Empty:
-                break
-            self._line_up(written)
+        while len(self._owners) < self._most and self._written.wait(self._patience_s(deadline_s)):
+            self._line_up(self._written.take())
             if deadline_s is None and self._owners:
                 deadline_s = time.monotonic() + self._max_wait_s
         return self._cut()
@@ -145,8 +142,8 @@ class Batcher:
 
         Raises: `Closed`.
         """
-        while len(self._owners) < self._most and not self._written.empty():
-            self._line_up(self._written.get())
+        while len(self._owners) < self._most and self._written:
+            self._line_up(self._written.take())
         return self._cut() if self._owners else None
 
     def give_back(self, batch: Batch) -> None:

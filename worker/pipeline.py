@@ -9,10 +9,9 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from threading import Thread
 from typing import Protocol
 
@@ -23,6 +22,7 @@ from schemas.dead_letter import Reason
 from worker.activity import Activity, call_as
 from worker.batcher import Batch, Batcher, Closed, Place
 from worker.errors import DeviceError, OutOfMemory, ProcessError, ThreadDied
+from worker.mailbox import Mailbox
 from worker.records import Deleted, Outcome, Prepared, Record, Rejected, Skipped, SplitCause
 
 log = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ class Pipeline:
         self._bytes = 0
         self._closing = False
         self._inbox: SimpleQueue[Place | None] = SimpleQueue()
-        self._done: SimpleQueue[Sequence[_Finished] | ProcessError] = SimpleQueue()
+        self._done: Mailbox[Sequence[_Finished] | ProcessError] = Mailbox()
         self.activities = [Activity(f"prepare-{n}") for n in range(threads)] + [Activity("encode")]
         # Daemons: a decoder that hangs must not keep the process at its end.
         self.threads = [
@@ -152,8 +152,7 @@ class Pipeline:
 
         Raises: `DeviceError`, `ThreadDied`.
         """
-        with suppress(Empty):
-            self._note(self._done.get(timeout=timeout_s))
+        self._done.wait(timeout_s)
         self._look()
 
     def drop(self, partitions: Sequence[int]) -> None:
@@ -190,8 +189,8 @@ class Pipeline:
                 raise ThreadDied(f"still at work {timeout_s:g} s after the session's end: {activity}")
 
     def _look(self) -> None:
-        while not self._done.empty():
-            self._note(self._done.get())
+        while self._done:
+            self._note(self._done.take())
 
     def _note(self, done: Sequence[_Finished] | ProcessError) -> None:
         if isinstance(done, ProcessError):

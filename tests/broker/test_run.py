@@ -716,7 +716,7 @@ def test_a_stop_whose_batch_outlasts_the_drain_timeout_exits_as_one_that_ran_out
 
     with running_worker(kafka, topics, "--drain-timeout-s", "1", env={DELAY: "20"}) as worker:
         worker.wait_until(lambda: worker.metric("clip_worker_in_flight_records") == 4, WORK_TIMEOUT_S, "all taken in")
-        exit_code = worker.stop(timeout_s=18)
+        exit_code = worker.stop(timeout_s=10)
 
     assert exit_code == DrainTimeout.exit_code
     assert commits(kafka, topics) == {}
@@ -920,7 +920,7 @@ def test_a_stop_that_can_not_write_everything_does_not_exit_with_0(mortal_kafka:
     with running_worker(mortal_kafka, topics, "--kafka", "delivery.timeout.ms=1000", env={DELAY: "0.3"}) as worker:
         wait_for_outcomes(mortal_kafka, topics, worker, 8)
         mortal_kafka.stop(hard=True)
-        exit_code = worker.stop(timeout_s=50)  # the drain's 30 s, and 15 s for closing, which the watchdog keeps
+        exit_code = worker.stop()
         [line] = critical_lines(worker.log)
 
     assert exit_code == DrainTimeout.exit_code

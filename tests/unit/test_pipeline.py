@@ -333,7 +333,7 @@ def test_the_next_batch_begins_while_the_device_is_at_one_and_no_third() -> None
         _until(lambda: encoder.steps == ["begin 1", "wait 1"])
         for offset in (1, 2):
             pipeline.submit(_record(offset, bytes([offset + 1])))
-        _until(lambda: pipeline._batcher._written.qsize() == 2)
+        _until(lambda: len(pipeline._batcher._written) == 2)
         encoder.gate.set()
         outcomes = _outcomes(pipeline, 3)
 
@@ -350,7 +350,7 @@ def test_a_batch_that_fails_while_the_next_is_under_way_leaves_that_one_alone() 
         assert encoder.begun.wait(PATIENCE_S)
         for offset, value in enumerate((b"\x02", b"\x63", b"\x04"), start=1):
             pipeline.submit(_record(offset, value))
-        _until(lambda: pipeline._batcher._written.qsize() == 3)
+        _until(lambda: len(pipeline._batcher._written) == 3)
         encoder.gate.set()
         outcomes = _outcomes(pipeline, 4)
 
@@ -456,7 +456,7 @@ def _all_at_once(encoder: _Choosy, values: Sequence[bytes], observer: _Observer 
         assert encoder.begun.wait(PATIENCE_S)
         for offset, value in enumerate(values, start=1):
             pipeline.submit(_record(offset, value))
-        _until(lambda: pipeline._batcher._written.qsize() == sum(map(len, values)))
+        _until(lambda: len(pipeline._batcher._written) == sum(map(len, values)))
         encoder.gate.set()
         return _outcomes(pipeline, len(values) + 1)[1:]
 
@@ -824,7 +824,7 @@ def test_a_batch_ends_where_the_memory_does() -> None:
 def test_a_row_that_is_written_before_the_one_in_front_of_it_waits_for_that() -> None:
     batcher = Batcher(rows(4, SIDE), max_batch=4, max_wait_s=0)
     _put(batcher, 0, b"\x01\x02")
-    first, second = batcher._written.get(), batcher._written.get()
+    first, second = batcher._written.take(), batcher._written.take()
     batcher._written.put(second)
 
     early = batcher.take_ready()

@@ -1,0 +1,74 @@
+import subprocess
+import sys
+import time
+from queue import Empty
+from threading import Thread
+
+import pytest
+
+from worker.mailbox import Mailbox
+
+PATIENCE_S = 10
+
+
+def test_items_come_out_in_the_order_in_which_they_were_put() -> None:
+    mailbox: Mailbox[int] = Mailbox()
+    for item in (1, 2, 3):
+        mailbox.put(item)
+
+    assert len(mailbox) == 3
+    assert [mailbox.take() for _ in range(3)] == [1, 2, 3]
+    assert not mailbox.wait(0)
+    with pytest.raises(Empty):
+        mailbox.take()
+
+
+def test_a_wait_ends_with_an_item() -> None:
+    mailbox: Mailbox[int] = Mailbox()
+    other = Thread(target=mailbox.put, args=(7,))
+    begun_s = time.monotonic()
+    other.start()
+
+    assert mailbox.wait(PATIENCE_S)
+
+    other.join(PATIENCE_S)
+    assert mailbox.take() == 7
+    assert time.monotonic() - begun_s < PATIENCE_S
+
+
+def test_every_item_of_many_threads_is_waited_for_once() -> None:
+    mailbox: Mailbox[int] = Mailbox()
+
+    def put(first: int) -> None:
+        for item in range(first, first + 2_000):
+            mailbox.put(item)
+
+    threads = [Thread(target=put, args=(first,)) for first in (0, 2_000, 4_000)]
+    for thread in threads:
+        thread.start()
+
+    taken = [mailbox.take() for _ in range(6_000) if mailbox.wait(PATIENCE_S)]
+
+    for thread in threads:
+        thread.join(PATIENCE_S)
+    assert sorted(taken) == list(range(6_000))
+
+
+def test_a_wait_keeps_its_time_though_a_signal_takes_the_rest_of_it() -> None:
+    script = """
+import signal, time
+from worker.mailbox import Mailbox
+
+signal.signal(signal.SIGALRM, lambda *_: time.sleep(0.2))
+signal.setitimer(signal.ITIMER_REAL, 0.05)
+mailbox = Mailbox()
+for _ in range(2):
+    mailbox.wait(0.1)
+print("waited")
+"""
+
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=3 * PATIENCE_S, check=True
+    )
+
+    assert ended.stdout == "waited\n"
