@@ -26,7 +26,8 @@ class Mailbox(Generic[Item]):
     def put(self, item: Item) -> None:
         """Add an item. Called by any thread."""
         self._items.put(item)
-        self._came.set()
+        if not self._came.is_set():  # a reader that clears it looks for items after that
+            self._came.set()
 
     def wait(self, timeout_s: float | None) -> bool:
         """Wait for an item, without an end where there is no timeout; return whether there is one."""
