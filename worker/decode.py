@@ -85,11 +85,30 @@ class Decoder:
                 rgb = np.asarray(_as_seen(image, data))
         return _upright(rgb, _orientation(image))  # asked for last: Pillow turns a TIFF itself as it decodes it
 
-    def look_at_jpeg(self, data: bytes) -> "PlainJpeg | None":
+    def look_at_jpeg(self, data: bytes) -> PlainJpeg | None:
         """Return what the header of a YCbCr or grey JPEG says, once it is checked; None of any other file."""
-        check_headers(data, self._max_pixels)
         if not data.startswith(_JPEG):
             return None
+        check_headers(data, self._max_pixels)
+        sides = self._plain_sides(data)
+        if sides is None:
+            return None
+        return PlainJpeg(*sides, _orientation(self._open(data)) if _may_be_turned(data) else 1)
+
+    def _decode_plain_jpeg(self, data: bytes) -> Pixels | None:
+        """Decode a YCbCr or grey JPEG without any defect; of all others Pillow decides."""
+        sides = self._plain_sides(data)
+        if sides is None:
+            return None
+        width, height = sides
+        try:
+            rgb: Pixels = simplejpeg.decode_jpeg(data, "RGB", buffer=self._memory.of(3 * width * height))
+        except ValueError:
+            return None
+        return rgb
+
+    def _plain_sides(self, data: bytes) -> tuple[int, int] | None:
+        """Return width and height of a YCbCr or grey JPEG as its header says, None where it is neither."""
         try:
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         except ValueError:
@@ -97,20 +116,7 @@ class Decoder:
         if colours not in _PLAIN:
             return None
         self.check_pixels(width, height)
-        return PlainJpeg(width, height, _orientation(self._open(data)) if _may_be_turned(data) else 1)
-
-    def _decode_plain_jpeg(self, data: bytes) -> Pixels | None:
-        """Decode a YCbCr or grey JPEG without any defect; of all others Pillow decides."""
-        try:
-            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-            if colours not in _PLAIN:
-                return None
-            self.check_pixels(width, height)
-            memory = self._memory.of(3 * width * height)
-            rgb: Pixels = simplejpeg.decode_jpeg(data, "RGB", buffer=memory)
-        except ValueError:
-            return None
-        return rgb
+        return width, height
 
     def _say_what_is_known(self, data: bytes) -> str:
         if _HEIF not in self._formats and _is_heic(data):

@@ -73,7 +73,7 @@ class Fit:
         resized = self._resize(rgb, target.height, target.width, bottom, right)
         return resized[target.top : bottom, target.left : right]
 
-    def target(self, width: int, height: int) -> "Target | None":
+    def target(self, width: int, height: int) -> Target | None:
         """Return to what a picture of these sides is resized; None where it takes more than that and a crop."""
         size = self._size
         if self._resize_mode == "squash":
