@@ -3,21 +3,19 @@
 Ends with 1 where a bound is off.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 import click
-from rich.console import Console
 
 from tests.benchmarks.latency import latency
 from tests.benchmarks.machine import this_machine
 from tests.benchmarks.overhead import overhead
 from tests.benchmarks.parts import parts
 from tests.benchmarks.profiles import profile
-from tests.benchmarks.report import Result, Size, as_json, bounds_table, measurements_table, off
+from tests.benchmarks.report import Result, Size, off, show, write_json
 from tests.benchmarks.scale import scale as scaling
 from tests.benchmarks.start import start
 from tests.benchmarks.whole import whole
@@ -33,7 +31,6 @@ PARTS: Mapping[str, Part] = {
     "scale": scaling,
     "profile": profile,
 }
-_LOG_WIDTH = 120
 JSON = Path(__file__).parents[2] / ".cache" / "bench.json"
 
 
@@ -46,24 +43,15 @@ JSON = Path(__file__).parents[2] / ".cache" / "bench.json"
 @click.option("--json", "file", type=click.Path(path_type=Path), default=JSON, help="where the figures go")
 def main(chosen: tuple[str, ...], rounds: int, scale: float, file: Path) -> None:
     """Measure, print the tables, and write them as JSON."""
-    console, machine, size = _console(), this_machine(), Size(rounds, scale)
+    machine, size = this_machine(), Size(rounds, scale)
     for line in machine.lines():
         click.echo(line)
     results = [result for name in chosen or PARTS for result in PARTS[name](size, partial(_say, name))]
-    console.print(bounds_table(results))
-    console.print(measurements_table(results))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    content = {"machine": asdict(machine), "size": asdict(size), **as_json(results)}
-    file.write_text(json.dumps(content, indent=1, ensure_ascii=False))
+    show(results)
+    write_json(file, {"machine": asdict(machine), "size": asdict(size)}, results)
     click.echo(f"medians of {rounds} rounds at scale {scale:g}, also in {file}")
     if wrong := off(results):
-        raise click.ClickException(f"off: {', '.join(f'{bound.part}: {bound.name}' for bound in wrong)}")
-
-
-def _console() -> Console:
-    """Return one that is wide enough where nobody looks on, as in a log."""
-    console = Console()
-    return console if console.is_terminal else Console(width=_LOG_WIDTH)
+        raise click.ClickException(f"off: {', '.join(wrong)}")
 
 
 def _say(part: str, line: str) -> None:

@@ -8,7 +8,8 @@ from multiprocessing.connection import Connection
 
 import numpy as np
 
-from tests.benchmarks.forks import Cores, forkserver, pin
+from tests.benchmarks.forks import Cores, pin
+from tests.broker.forks import forkserver
 from tests.broker.instant_worker import GEOMETRY, MODEL_INPUT
 from worker.cli.run import load_encoder
 from worker.encoder import Encoder

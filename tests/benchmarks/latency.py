@@ -21,8 +21,9 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 
 from schemas.document import pack_document
 from tests.benchmarks import stamped
+from tests.benchmarks.pictures import jpeg
 from tests.benchmarks.report import Bound, Measurement, Result, Size
-from tests.benchmarks.stage import IN_TIME_S, PARTITIONS, Crew, Stage, jpeg, opened
+from tests.benchmarks.stage import IN_TIME_S, PARTITIONS, Crew, Stage, opened
 from tests.benchmarks.whole import CPU_BATCH, WEIGHTS
 from tests.broker.kafka import end_offsets
 

@@ -5,19 +5,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 
 import numpy as np
 import simplejpeg
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
-from skimage import data
 from torch.nn.functional import interpolate
 from torchvision.transforms import Compose
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
+from tests.benchmarks.pictures import Picture, picture
 from tests.benchmarks.report import Bound, Measurement, Result, Size
 from tests.benchmarks.timing import interleave, ratio
 from worker.decode import Decoder
@@ -29,11 +28,9 @@ PART = "parts"
 SIZES = ((320, 240), (500, 375), (1920, 1440), (4000, 3000))
 SMOKE_SIZES = ((500, 375),)
 FORMATS = ("JPEG", "PNG", "WEBP", "array")
-PHOTOGRAPH = "coffee"
 MAX_PIXELS = 50_000_000
 RESIZED = 224
 
-Picture = bytes | Pixels
 Prepare = Callable[[Picture], object]
 
 # What `fast` has to reach against open_clip's transform.
@@ -48,22 +45,6 @@ _LEAST = {
 }
 _LEAST_OF_BARE = 0.95
 _LEAST_OF_TWO_THREADS = 1.9
-
-
-@cache
-def photograph(width: int, height: int) -> Image.Image:
-    pixels: Pixels = getattr(data, PHOTOGRAPH)()
-    return Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS)
-
-
-def picture(kind: str, width: int, height: int) -> Picture:
-    """Return a photograph of that size as a file (JPEG and WebP of quality 85), or as an array."""
-    image = photograph(width, height)
-    if kind == "array":
-        return np.asarray(image)  # read-only, as a record's
-    file = io.BytesIO()
-    image.save(file, kind, quality=85)
-    return file.getvalue()
 
 
 def ways() -> Mapping[str, Prepare]:

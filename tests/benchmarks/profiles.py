@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from schemas.document import pack_document
 from tests.benchmarks import simulated
+from tests.benchmarks.pictures import jpeg
 from tests.benchmarks.pyspy import RATE_HZ, Samples, holding_gil, on_cpu
 from tests.benchmarks.report import Measurement, Result, Size
-from tests.benchmarks.stage import Round, Stage, jpeg, opened
+from tests.benchmarks.stage import Round, Stage, opened
 
 PART = "profile"
 

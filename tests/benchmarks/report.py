@@ -1,9 +1,12 @@
 """What a benchmark yields: measurements and bounds; and how they are shown, as tables and as JSON."""
 
+import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -56,9 +59,29 @@ class Bound:
 
 Result = Measurement | Bound
 
+_LOG_WIDTH = 120
 
-def bounds_table(results: Sequence[Result]) -> Table:
-    """Return the ratios, each with what it has to be, and whether it is."""
+
+def show(results: Sequence[Result]) -> None:
+    """Print the tables, wide enough where nobody looks on, as in a log."""
+    console = Console()
+    console = console if console.is_terminal else Console(width=_LOG_WIDTH)
+    console.print(_bounds_table(results))
+    console.print(_measurements_table(results))
+
+
+def write_json(file: Path, about: Mapping[str, object], results: Sequence[Result]) -> None:
+    """Write all that was measured, with what is derived of it, and what it is `about`."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({**about, **_as_json(results)}, indent=1, ensure_ascii=False))
+
+
+def off(results: Sequence[Result]) -> list[str]:
+    """Name the bounds that don't hold."""
+    return [f"{bound.part}: {bound.name}" for bound in results if isinstance(bound, Bound) and not bound.holds]
+
+
+def _bounds_table(results: Sequence[Result]) -> Table:
     table = Table("part", "ratio of", "is", "has to be", "", title="Ratios")
     for bound in results:
         if isinstance(bound, Bound):
@@ -66,8 +89,7 @@ def bounds_table(results: Sequence[Result]) -> Table:
     return table
 
 
-def measurements_table(results: Sequence[Result]) -> Table:
-    """Return the medians, each with the least and the most of its rounds."""
+def _measurements_table(results: Sequence[Result]) -> Table:
     table = Table("part", "measured", "median", "unit", "least … most", "rounds", title="Measured")
     for one in results:
         if isinstance(one, Measurement):
@@ -77,8 +99,7 @@ def measurements_table(results: Sequence[Result]) -> Table:
     return table
 
 
-def as_json(results: Sequence[Result]) -> Mapping[str, Sequence[Mapping[str, object]]]:
-    """Return all that was measured, with what is derived of it."""
+def _as_json(results: Sequence[Result]) -> Mapping[str, Sequence[Mapping[str, object]]]:
     return {
         "bounds": [asdict(bound) | {"holds": bound.holds} for bound in results if isinstance(bound, Bound)],
         "measurements": [
@@ -87,11 +108,6 @@ def as_json(results: Sequence[Result]) -> Mapping[str, Sequence[Mapping[str, obj
             if isinstance(one, Measurement)
         ],
     }
-
-
-def off(results: Sequence[Result]) -> list[Bound]:
-    """Return the bounds that don't hold."""
-    return [bound for bound in results if isinstance(bound, Bound) and not bound.holds]
 
 
 def _limits(bound: Bound) -> str:

@@ -5,22 +5,17 @@ filled, and while another crew is measured, so that many can be measured in turn
 forked from a process that has imported everything. Times of output are those at which the broker wrote it.
 """
 
-import io
 import os
 import signal
 import tempfile
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Self, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
-from PIL import Image
-from skimage import data
 
 from tests.benchmarks.alone import Alone, alone
 from tests.benchmarks.forks import Cores, forked, start_server
@@ -266,23 +261,12 @@ def cpu_s(pid: int) -> dict[str, float]:
     return spent
 
 
-@cache
-def jpeg(width: int, height: int) -> bytes:
-    """Return a photograph of that size as a JPEG of quality 85."""
-    file = io.BytesIO()
-    photograph = Image.fromarray(data.coffee())  # type: ignore[no-untyped-call]
-    photograph = photograph.resize((width, height), Image.Resampling.LANCZOS)
-    photograph.save(file, "JPEG", quality=85)
-    return file.getvalue()
-
-
 def _check_delivery(error: KafkaError | None, _: Message) -> None:
     assert error is None, error  # raised by `flush`
 
 
 def _make_topics(kafka: Kafka, partitions: int) -> Topics:
-    suffix = uuid.uuid4().hex[:8]
-    topics = Topics(f"documents-{suffix}", f"embeddings-{suffix}", f"dead-letters-{suffix}")
+    topics = Topics.named_anew()
     create_topic(kafka.bootstrap_servers, topics.input, partitions)
     create_topic(kafka.bootstrap_servers, topics.output, partitions, _OUTPUT)
     create_topic(kafka.bootstrap_servers, topics.dead_letters)

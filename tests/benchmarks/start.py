@@ -4,7 +4,6 @@ import json
 import re
 import tempfile
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import pairwise
@@ -85,8 +84,7 @@ def _step_ends(log: str) -> Iterator[float]:
 
 
 def _topics(broker: Kafka) -> Topics:
-    suffix = uuid.uuid4().hex[:8]
-    topics = Topics(f"documents-{suffix}", f"embeddings-{suffix}", f"dead-letters-{suffix}")
+    topics = Topics.named_anew()
     for topic in (topics.input, topics.output, topics.dead_letters):
         create_topic(broker.bootstrap_servers, topic, 4, {"max.message.bytes": str(32 * 2**20)})
     return topics

@@ -34,11 +34,11 @@ def test_the_dry_run_measures_all_parts_and_checks_no_goal(tmp_path: Path) -> No
     result = CliRunner().invoke(main, flags, catch_exceptions=False)
 
     assert result.exit_code == 0
-    results = json.loads(path.read_text())["results"]
-    measured = [it for it in results if "values" in it]
+    results = json.loads(path.read_text())
+    measured = results["measurements"]
     assert {it["part"] for it in measured} == {"model alone", "tricks", "copies", "preparation", "roofline", PART}
     assert [it["name"] for it in measured if min(it["values"]) <= 0] == []
-    checked = [it for it in results if it["part"] == "goals"]
+    checked = [it for it in results["bounds"] if it["part"] == "goals"]
     assert len(checked) == len(GOALS) + 2
     assert all(it["name"].endswith("not checked") and it["at_least"] is None for it in checked)
 

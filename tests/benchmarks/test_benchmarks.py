@@ -7,7 +7,8 @@ import pytest
 from click.testing import CliRunner
 
 from tests.benchmarks import __main__ as benchmarks
-from tests.benchmarks.preparation import picture, ways
+from tests.benchmarks.pictures import picture
+from tests.benchmarks.preparation import ways
 from tests.benchmarks.report import Bound, Measurement, Result, Size
 from tests.benchmarks.timing import interleave, on_one_core, ratio
 

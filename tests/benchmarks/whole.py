@@ -16,8 +16,9 @@ import numpy as np
 
 from schemas.document import pack_document
 from tests.benchmarks import simulated
+from tests.benchmarks.pictures import jpeg
 from tests.benchmarks.report import Bound, Measurement, Result, Size
-from tests.benchmarks.stage import REAL, Crew, Stage, jpeg, opened
+from tests.benchmarks.stage import REAL, Crew, Stage, opened
 from tests.broker.instant_worker import MODEL_INPUT
 from worker.records import Pixels
 

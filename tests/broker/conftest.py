@@ -1,6 +1,5 @@
 """One real broker for the tests of a run, and three new topics for each of them."""
 
-import uuid
 from collections.abc import Iterator
 
 import pytest
@@ -23,8 +22,7 @@ def kafka(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config)
 @pytest.fixture
 def topics(kafka: Kafka, request: pytest.FixtureRequest) -> Topics:
     """Make new topics; `parametrize("topics", [1], indirect=True)` sets the partitions of the input."""
-    suffix = uuid.uuid4().hex[:8]
-    names = Topics(f"documents-{suffix}", f"embeddings-{suffix}", f"dead-letters-{suffix}")
+    names = Topics.named_anew()
     config = {"max.message.bytes": str(MAX_MESSAGE_BYTES)}
     create_topic(kafka.bootstrap_servers, names.input, getattr(request, "param", 4), config)
     create_topic(kafka.bootstrap_servers, names.output, 1, config)

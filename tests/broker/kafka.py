@@ -13,11 +13,12 @@ import socket
 import subprocess
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 import docker  # type: ignore[import-untyped]  # ships no types
 import platformdirs
@@ -330,6 +331,12 @@ class Topics:
     input: str
     output: str
     dead_letters: str
+
+    @classmethod
+    def named_anew(cls) -> Self:
+        """Return names that no other test has."""
+        suffix = uuid.uuid4().hex[:8]
+        return cls(f"documents-{suffix}", f"embeddings-{suffix}", f"dead-letters-{suffix}")
 
 
 @dataclass(frozen=True, slots=True)

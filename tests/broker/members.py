@@ -1,7 +1,6 @@
 """Members of a consumer group as threads of this process: many of them, and a model that a test holds in its hand."""
 
 import io
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -184,8 +183,7 @@ def side_by_side(scenario: Callable[..., None], variants: Iterable[tuple[object,
 
 def make_topics(kafka: Kafka, output_bytes: int = MAX_BYTES, dead_letter_bytes: int = MAX_BYTES) -> Topics:
     """Make three new topics, which take records of so many bytes."""
-    suffix = uuid.uuid4().hex[:8]
-    names = Topics(f"documents-{suffix}", f"embeddings-{suffix}", f"dead-letters-{suffix}")
+    names = Topics.named_anew()
     create_topic(kafka.bootstrap_servers, names.input, PARTITIONS)
     create_topic(kafka.bootstrap_servers, names.output, 1, {"max.message.bytes": str(output_bytes)})
     create_topic(kafka.bootstrap_servers, names.dead_letters, 1, {"max.message.bytes": str(dead_letter_bytes)})

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,8 +56,7 @@ class User:
 def user(kafka: Kafka, monkeypatch: pytest.MonkeyPatch) -> User:
     for name in [name for name in os.environ if name.startswith("WORKER_")]:
         monkeypatch.delenv(name)
-    suffix = uuid.uuid4().hex[:8]
-    return User(kafka, Topics(f"documents-{suffix}", f"embeddings-{suffix}", f"dead-letters-{suffix}"))
+    return User(kafka, Topics.named_anew())
 
 
 def _config(kafka: Kafka, topic: str) -> Mapping[str, str | None]:

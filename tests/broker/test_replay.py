@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -415,8 +414,7 @@ def test_letters_that_the_broker_refuses_are_named_and_stay_and_the_others_go_ba
 
 
 def small_topics() -> Topics:
-    suffix = uuid.uuid4().hex[:8]
-    return Topics(f"documents-{suffix}", f"embeddings-{suffix}", f"dead-letters-{suffix}")
+    return Topics.named_anew()
 
 
 def test_letters_of_a_topic_that_is_missing_are_named_and_stay(kafka: Kafka, topics: Topics) -> None:

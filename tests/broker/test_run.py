@@ -9,7 +9,6 @@ import json
 import signal
 import socket
 import time
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -139,8 +138,7 @@ def make_topics(
     output_config: Mapping[str, str] | None = None,
 ) -> Topics:
     """Make new topics; the dead letters' has Kafka's own limits, the others too where none are given."""
-    suffix = uuid.uuid4().hex[:8]
-    names = Topics(f"documents-{suffix}", f"embeddings-{suffix}", f"dead-letters-{suffix}")
+    names = Topics.named_anew()
     create_topic(kafka.bootstrap_servers, names.input, partitions, input_config)
     create_topic(kafka.bootstrap_servers, names.output, 1, output_config)
     create_topic(kafka.bootstrap_servers, names.dead_letters, 1)

@@ -10,7 +10,6 @@ import shutil
 import signal
 import threading
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -22,7 +21,7 @@ from typing import Literal
 from tests.broker.kafka import Brokers, Topics, create_topic, wait_until
 from tests.broker.processes import Worker, group_of, started_worker
 from tests.chaos.cluster import NODES, Cluster
-from tests.chaos.forks import STACKS, Fork
+from tests.chaos.forks import STACKS, launch_fork
 from tests.chaos.models import INSTANT, Model
 from tests.chaos.stream import Stream
 from tests.chaos.verifier import Delivery, Outcome, Report, Sample, most_within, read_log, verify
@@ -81,8 +80,7 @@ class Run:
 
 def make_topics(cluster: Brokers, partitions: int = PARTITIONS, replicas: int = NODES) -> Topics:
     """Make the topics of a run; the outputs are stamped when they are written."""
-    suffix = uuid.uuid4().hex[:8]
-    topics = Topics(f"documents-{suffix}", f"embeddings-{suffix}", f"dead-letters-{suffix}")
+    topics = Topics.named_anew()
     large = {"max.message.bytes": str(MAX_MESSAGE_BYTES)}
     stamped = large | {"message.timestamp.type": "LogAppendTime"}
     for topic, config in ((topics.input, large), (topics.output, stamped), (topics.dead_letters, stamped)):
@@ -127,7 +125,7 @@ class _Drive:
             own += ("--transactional-id", f"{self.topics.output}-{slot}")
         model = self.plan.model
         own += model.flags
-        worker = started_worker(self.cluster, self.topics, *own, module=model.module, launch=Fork)
+        worker = started_worker(self.cluster, self.topics, *own, module=model.module, launch=launch_fork)
         return self.stack.enter_context(worker)
 
     def pause(self, longest_s: float, shortest_s: float = 0.0) -> None:

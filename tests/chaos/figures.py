@@ -25,7 +25,7 @@ from tests.broker.kafka import Sent, Topics, produce, read_each
 from tests.broker.processes import Worker, launch, started_worker
 from tests.chaos.cluster import NODES, Cluster
 from tests.chaos.driver import IN_FLIGHT, PARTITIONS, SESSION_S, Say, flags, make_topics
-from tests.chaos.forks import Fork
+from tests.chaos.forks import launch_fork
 from tests.chaos.stream import Stream
 from tests.chaos.verifier import Delivery, Outcome, Place, read_log
 from tests.chaos.watch import Watch
@@ -166,7 +166,7 @@ def _worker(
     cluster: Cluster, topics: Topics, delivery: Delivery = "at-least-once", device_s: float = 0.0
 ) -> AbstractContextManager[Worker]:
     own = (*flags(delivery), "--checkpoint-interval-s", str(CHECKPOINT_S))
-    return started_worker(cluster, topics, *own, env={DELAY: str(device_s)}, launch=Fork)
+    return started_worker(cluster, topics, *own, env={DELAY: str(device_s)}, launch=launch_fork)
 
 
 def _rate(cluster: Cluster, delivery: Delivery, records: int) -> float:

@@ -3,8 +3,8 @@
 Brings its pictures and its weights along: neither network, nor Java, nor a broker. On the CPU it is a dry run.
 """
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -15,9 +15,9 @@ from tests.benchmarks.gpu.copies import copies
 from tests.benchmarks.gpu.machine import Machine
 from tests.benchmarks.gpu.pictures import SIDES
 from tests.benchmarks.gpu.preparing import decoding, per_core, preparing
-from tests.benchmarks.gpu.printed import show, write_json
 from tests.benchmarks.gpu.whole import best_whole, whole
-from tests.benchmarks.report import Bound, Measurement, Result, Size
+from tests.benchmarks.machine import this_machine
+from tests.benchmarks.report import Bound, Measurement, Result, Size, off, show, write_json
 
 GOALS = {PART: 30_000.0, "500×375": 10_000.0, "224×224": 15_000.0}  # images/s, on one H200 with 16 cores
 OF_THE_ROOFLINE = 0.9
@@ -61,12 +61,15 @@ def main(device: str, scale: float, rounds: int, model: str, path: Path | None) 
     """Measure one GPU; end with 1 where a goal is missed."""
     if device != "cpu" and not torch.cuda.is_available():
         raise click.ClickException("no CUDA device; --device cpu --scale 0.01 is the dry run")
-    machine = Machine(device, model)
-    results = measure(machine, Size(rounds, scale), lambda what: click.echo(what, err=True))
-    show(str(machine), results)
+    machine, size, host = Machine(device, model), Size(rounds, scale), this_machine()
+    for line in (str(machine), *host.lines()):
+        click.echo(line)
+    results = measure(machine, size, lambda what: click.echo(what, err=True))
+    show(results)
     if path is not None:
-        write_json(path, str(machine), results)
-    sys.exit(0 if all(it.holds for it in results if isinstance(it, Bound)) else 1)
+        write_json(path, {"device": str(machine), "machine": asdict(host), "size": asdict(size)}, results)
+    if wrong := off(results):
+        raise click.ClickException(f"off: {', '.join(wrong)}")
 
 
 if __name__ == "__main__":

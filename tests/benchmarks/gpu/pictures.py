@@ -1,17 +1,17 @@
 """JPEGs cut out of photographs that scikit-image brings inside its package: no network."""
 
-import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image
 from skimage import data
 
+from tests.benchmarks.pictures import encoded
+
 PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket")
 SIDES: Mapping[str, tuple[int, int]] = {"500×375": (500, 375), "224×224": (224, 224)}
 _CUTS = 8
 _SHIFT = 60
-_QUALITY = 85
 
 
 def jpegs(name: str) -> Sequence[bytes]:
@@ -23,6 +23,4 @@ def _jpeg(photograph: str, cut: int, sides: tuple[int, int]) -> bytes:
     whole = Image.fromarray(getattr(data, photograph)()).convert("RGB")
     left, top = np.random.default_rng(cut).uniform(0, _SHIFT, 2)
     box = (left, top, whole.width - _SHIFT + left, whole.height - _SHIFT + top)
-    file = io.BytesIO()
-    whole.resize(sides, Image.Resampling.LANCZOS, box=box).save(file, "JPEG", quality=_QUALITY)
-    return file.getvalue()
+    return encoded(whole.resize(sides, Image.Resampling.LANCZOS, box=box), "JPEG")
