@@ -82,6 +82,7 @@ class _UnderWay:
 
 
 _Finished = tuple[Place, Outcome]
+_SHARE_OF_LINE = 8
 _NOT_FINITE = "the model's embedding has values that are not finite"
 
 
@@ -101,7 +102,7 @@ class Pipeline:
         self._bytes = 0
         self._closing = False
         self._inbox: SimpleQueue[Place | None] = SimpleQueue()
-        self._done: Mailbox[Sequence[_Finished] | ProcessError] = Mailbox()
+        self._done: Mailbox[_Finished | ProcessError] = Mailbox()
         self.activities = [Activity(f"prepare-{n}") for n in range(threads)] + [Activity("encode")]
         # Daemons: a decoder that hangs must not keep the process at its end.
         self.threads = [
@@ -155,6 +156,14 @@ class Pipeline:
         self._done.wait(timeout_s)
         self._look()
 
+    def wait_for_room(self, timeout_s: float) -> None:
+        """Wait until a good share of what is in flight is finished, or the time is up: a turn for each costs more.
+
+        Raises: `DeviceError`, `ThreadDied`.
+        """
+        self._done.wait(timeout_s, max(1, self.in_flight // _SHARE_OF_LINE))
+        self._look()
+
     def drop(self, partitions: Sequence[int]) -> None:
         """Forget what is in flight of these partitions; what their threads still finish goes nowhere."""
         kept = [place for place in self._line if place.record.partition not in partitions]
@@ -190,12 +199,10 @@ class Pipeline:
 
     def _look(self) -> None:
         while self._done:
-            self._note(self._done.take())
-
-    def _note(self, done: Sequence[_Finished] | ProcessError) -> None:
-        if isinstance(done, ProcessError):
-            raise done
-        for place, outcome in done:
+            done = self._done.take()
+            if isinstance(done, ProcessError):
+                raise done
+            place, outcome = done
             place.outcome = outcome
 
     # The other threads' side.
@@ -223,7 +230,7 @@ class Pipeline:
             if isinstance(prepared, Prepared):
                 self._batcher.put(prepared, place)
             else:
-                self._done.put(((place, prepared),))
+                self._done.put((place, prepared))
 
     def _encode_all(self, activity: Activity) -> None:
         """Keep the device busy: while it is at a batch, the next one may begin, as far as its depth allows."""
@@ -236,7 +243,8 @@ class Pipeline:
                 if len(under_way) < self._encoder.depth:
                     continue
             oldest = under_way.popleft()
-            self._done.put(self._finish(oldest, activity))
+            for finished in self._finish(oldest, activity):
+                self._done.put(finished)
             self._batcher.give_back(oldest.batch)
             if not under_way:
                 activity.end()

@@ -2,7 +2,7 @@
 
 The roofline is what the device and the decoder allow: with the real model on the CPU, which shares the cores with the
 preparation, 1 / (1/model + preparation seconds/cores); with a device of its own, min(device, preparation × cores).
-Both are measured in every round, just before the worker does its records.
+Both are measured in every round, before the worker does its records and after it: a shared machine's speed drifts.
 """
 
 import tempfile
@@ -99,10 +99,11 @@ class _Run:
         return pack_document("picture", self.case.picture)
 
     def round(self, stage: Stage, scale: float) -> None:
-        self.rooflines.append(self.case.roofline(stage))
+        before = self.case.roofline(stage)
         self.timeline.write_bytes(b"")
         done = self.crew.round(self.value, max(_LEAST_RECORDS, round(self.case.records * scale)))
         self.rates.append(done.rate)
+        self.rooflines.append((before + self.case.roofline(stage)) / 2)
         if self.case.device is not None:
             self.idle_shares.append(simulated.idle_share(self.timeline.read_text().splitlines()))
 

@@ -1,6 +1,10 @@
+import os
+
 import msgpack
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from schemas.dead_letter import Reason, Rejection
 from schemas.document import Document, DocumentLimits, pack_document, parse_traversal, read_document
@@ -570,6 +574,32 @@ def test_bytes_of_any_kind_are_read_or_rejected() -> None:
 
     assert min(outcomes[None], outcomes[Reason.NOT_MSGPACK]) > 100
     assert len(outcomes) > 5
+
+
+def _as_read(value: bytes) -> Document | Reason:
+    try:
+        return _read(value)
+    except Rejection as rejection:
+        return rejection.reason
+
+
+@settings(max_examples=1_000, deadline=None, derandomize="CI" in os.environ)
+@given(
+    document_id=st.text(max_size=300) | st.sampled_from(["a\xa4blob", "a" * 255, "é" * 256]),
+    blob=st.binary(max_size=LIMITS.max_image_bytes + 1),
+    wrong=st.none() | st.tuples(st.integers(min_value=1), st.integers(0, 255)),
+    length=st.integers(-2, 2),
+)
+def test_the_short_way_of_most_records_leads_where_the_long_one_does(
+    document_id: str, blob: bytes, wrong: tuple[int, int] | None, length: int
+) -> None:
+    fields = bytearray(_map((_pack("id"), _pack(document_id)), (_pack("blob"), _pack(blob)))[1:])
+    if wrong is not None:
+        at, byte = wrong
+        fields[at % len(fields)] = byte
+    fields = fields[: len(fields) + length] + bytes(max(0, length))
+
+    assert _as_read(b"\x82" + fields) == _as_read(b"\xde\x00\x02" + fields)  # the same map, in a longer header
 
 
 # What is made to hurt.

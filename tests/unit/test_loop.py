@@ -135,6 +135,9 @@ class _Flow:
     def wait(self, timeout_s: float) -> None:
         self.clock.now_s += timeout_s
 
+    def wait_for_room(self, timeout_s: float) -> None:
+        self.wait(timeout_s)
+
     def has(self, partitions: Sequence[int]) -> bool:
         return any(record.partition in partitions for record, _ in self.line)
 

@@ -349,8 +349,11 @@ class _Pipeline(Pipeline):
         world.now_s = end_s
         while self._at_work and self._at_work[0][0] <= end_s:
             _, place = self._at_work.pop(0)
-            self._done.put([(place, _outcome(place.record))])
+            self._done.put((place, _outcome(place.record)))
         super().wait(0)
+
+    def wait_for_room(self, timeout_s: float) -> None:
+        self.wait(timeout_s)
 
 
 def _outcome(record: Record) -> Outcome:

@@ -36,6 +36,72 @@ def test_a_wait_ends_with_an_item() -> None:
     assert time.monotonic() - begun_s < PATIENCE_S
 
 
+def test_a_wait_for_several_items_ends_with_the_last_of_them() -> None:
+    mailbox: Mailbox[int] = Mailbox()
+    early: list[int] = []
+
+    def put() -> None:
+        for item in range(3):
+            early.append(len(mailbox))
+            mailbox.put(item)
+
+    other = Thread(target=put)
+    mailbox.put(7)
+    begun_s = time.monotonic()
+    other.start()
+
+    assert mailbox.wait(PATIENCE_S, items=4)
+
+    assert len(mailbox) == 4
+    other.join(PATIENCE_S)
+    assert early == [1, 2, 3]
+    assert time.monotonic() - begun_s < PATIENCE_S
+
+
+def test_a_wait_for_several_items_that_do_not_all_come_takes_its_time() -> None:
+    mailbox: Mailbox[int] = Mailbox()
+    other = Thread(target=mailbox.put, args=(7,))
+    begun_s = time.monotonic()
+    other.start()
+
+    assert mailbox.wait(0.2, items=2)
+
+    assert time.monotonic() - begun_s >= 0.2
+    other.join(PATIENCE_S)
+    assert [mailbox.take() for _ in range(len(mailbox))] == [7]
+
+
+def test_an_item_that_came_after_a_wait_does_not_end_a_later_one() -> None:
+    mailbox: Mailbox[int] = Mailbox()
+    mailbox.wait(0)
+    mailbox.put(7)
+    mailbox.take()
+    begun_s = time.monotonic()
+
+    assert not mailbox.wait(0.1)
+
+    assert time.monotonic() - begun_s >= 0.1
+
+
+@pytest.mark.parametrize("items", [1, 3])
+def test_no_item_is_missed_where_waits_run_out_while_it_comes(items: int) -> None:
+    mailbox: Mailbox[int] = Mailbox()
+    threads = [Thread(target=lambda: [mailbox.put(item) for item in range(3_000)]) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    deadline_s = time.monotonic() + PATIENCE_S
+    taken = 0
+    while taken < 6_000:
+        assert time.monotonic() < deadline_s, f"{taken} items came"
+        if mailbox.wait(0.00001, items):
+            mailbox.take()
+            taken += 1
+
+    for thread in threads:
+        thread.join(PATIENCE_S)
+    assert not mailbox.wait(0)
+
+
 def test_every_item_of_many_threads_is_waited_for_once() -> None:
     mailbox: Mailbox[int] = Mailbox()
 

@@ -211,6 +211,43 @@ def test_an_outcome_behind_one_that_is_missing_is_not_handed_out() -> None:
     assert (early, [outcome.record.offset for outcome in outcomes]) == (None, [0, 1])
 
 
+def test_room_is_waited_for_until_an_eighth_of_the_line_is_finished() -> None:
+    gates = [Event() for _ in range(16)]
+
+    def prepare(record: Record, _: Beat) -> Skipped:
+        assert gates[record.offset].wait(PATIENCE_S)
+        return Skipped(record)
+
+    with _running(prepare, threads=16) as pipeline:
+        for offset in range(16):
+            pipeline.submit(_record(offset))
+        gates[0].set()
+        begun_s = time.monotonic()
+        pipeline.wait_for_room(0.2)
+        waited_s = time.monotonic() - begun_s
+        Timer(0.05, gates[1].set).start()
+        Timer(0.05, gates[2].set).start()
+        pipeline.wait_for_room(PATIENCE_S)
+        finished = [outcome.record.offset for outcome in _outcomes(pipeline, 3)]
+        for gate in gates:
+            gate.set()
+
+    assert waited_s >= 0.2
+    assert time.monotonic() - begun_s < PATIENCE_S
+    assert finished == [0, 1, 2]
+
+
+def test_room_in_a_short_line_is_waited_for_until_one_record_is_finished() -> None:
+    with _running() as pipeline:
+        pipeline.submit(_record(0))
+        begun_s = time.monotonic()
+        pipeline.wait_for_room(PATIENCE_S)
+        outcome = pipeline.finished()
+
+    assert time.monotonic() - begun_s < PATIENCE_S
+    assert outcome is not None
+
+
 def test_an_outcome_stays_until_it_is_handed_out() -> None:
     with _running() as pipeline:
         pipeline.submit(_record(0))
