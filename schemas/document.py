@@ -22,9 +22,7 @@ TraversalPaths = frozenset[int]
 _PATH = re.compile(r"r|c+")
 # What most records are, as `pack_document` writes them: a map of two, an id of up to 255 bytes and an image file.
 # https://github.com/msgpack/msgpack/blob/master/spec.md#formats
-_PLAIN = re.compile(
-    rb"\x82\xa2id([\xa1-\xbf]|\xd9.)(.{1,255}?)\xa4blob(\xc4.|\xc5..|\xc6....)", re.DOTALL
-)
+_PLAIN = re.compile(rb"\x82\xa2id([\xa1-\xbf]|\xd9.)(.{1,255}?)\xa4blob(\xc4.|\xc5..|\xc6....)", re.DOTALL)
 _SHORT = 0x1F  # the bits of a short str's type byte that are its length
 
 

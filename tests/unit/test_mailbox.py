@@ -86,7 +86,12 @@ def test_an_item_that_came_after_a_wait_does_not_end_a_later_one() -> None:
 @pytest.mark.parametrize("items", [1, 3])
 def test_no_item_is_missed_where_waits_run_out_while_it_comes(items: int) -> None:
     mailbox: Mailbox[int] = Mailbox()
-    threads = [Thread(target=lambda: [mailbox.put(item) for item in range(3_000)]) for _ in range(2)]
+
+    def put() -> None:
+        for item in range(3_000):
+            mailbox.put(item)
+
+    threads = [Thread(target=put) for _ in range(2)]
     for thread in threads:
         thread.start()
     deadline_s = time.monotonic() + PATIENCE_S
