@@ -4,6 +4,7 @@ The standard library's has two such: `SimpleQueue.get` with a timeout waits for 
 or the scheduler takes the rest of its time; `Queue` is slower by far. Any threads put, one reads.
 """
 
+import time
 from collections import deque
 from queue import SimpleQueue
 from threading import Lock
@@ -40,21 +41,25 @@ class Mailbox(Generic[Item]):
 
     def wait(self, timeout_s: float | None, items: int = 1) -> bool:
         """Wait for so many items, without an end where there is no timeout; return whether there is one."""
-        if len(self) < items:
-            self._wanted = items
-            self._sleepers.append(self._bell)
-            came = len(self) >= items  # before a thread that puts could see the sleeper
-            if came or not self._bell.acquire(timeout=_FOR_EVER if timeout_s is None else timeout_s):
-                self._wake()
+        end_s = None if timeout_s is None else time.monotonic() + timeout_s
+        while len(self) < items and self._sleep(items, end_s):
+            pass  # it may be the ring for an item that was taken before
         return bool(self)
 
     def take(self) -> Item:
         """Return the first item. Raises: `queue.Empty` where there is none."""
         return self._items.get_nowait()
 
-    def _wake(self) -> None:
-        """Sleep no more, though nobody rang."""
+    def _sleep(self, items: int, end_s: float | None) -> bool:
+        """Sleep until somebody rings, or the time is up; return whether somebody rang."""
+        self._wanted = items
+        self._sleepers.append(self._bell)
+        if len(self) < items:  # nobody put the last of them before there was a sleeper to see
+            timeout_s = _FOR_EVER if end_s is None else max(0.0, end_s - time.monotonic())
+            if self._bell.acquire(timeout=timeout_s):
+                return True
         try:
             self._sleepers.pop()
-        except IndexError:  # somebody is about to
+        except IndexError:  # somebody is about to ring
             self._bell.acquire()
+        return False

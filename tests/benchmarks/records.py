@@ -20,6 +20,7 @@ def records(size: Size, say: Callable[[str], None]) -> Iterator[Result]:
     say("schemas: pack and read")
     blob, tags = bytes(BLOB_BYTES), {"colour": "red"}
     value, paths = pack_document("a-document", blob, tags=tags), parse_traversal("r")
+    plain = pack_document("a-document", blob)
     limits = DocumentLimits(max_image_bytes=2**24, max_images=64)
     document = read_document(value, paths, limits)
     embeddings = np.zeros((1, DIMENSIONS), np.float32)
@@ -27,6 +28,7 @@ def records(size: Size, say: Callable[[str], None]) -> Iterator[Result]:
     calls = {
         "pack a document of 60 KB": lambda: pack_document("a-document", blob, tags=tags),
         "read a document of 60 KB": lambda: read_document(value, paths, limits),
+        "read one that is an id and an image, by its header": lambda: read_document(plain, paths, limits),
         "pack its embedding": lambda: pack_embedding(document, embeddings, _ORIGIN),
         "read its embedding": lambda: read_embedding(packed),
     }

@@ -2,10 +2,12 @@
 
 Everything but the model is the worker's own. `SIMULATED_IMAGES_S` is what the device does in a second; its time passes
 without the GIL, as a real one's does. With `SIMULATED_PREPARED` no picture is decoded or resized: all look the same,
-and are copied to where the encoder reads them as any other. When the device was busy is added to `SIMULATED_TIMELINE`.
+and are copied to where the encoder reads them as any other. With `SIMULATED_EACH_OUTCOME` the main thread wakes every 2 ms,
+and for each outcome though the line is full. When the device was busy is added to `SIMULATED_TIMELINE`.
 """
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -17,6 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 import worker.cli.run
+import worker.loop
+import worker.pipeline
 import worker.sessions
 from tests.broker.instant_worker import DIMENSIONS, GEOMETRY, MODEL_INPUT
 from worker.cli.options import settings_options
@@ -27,6 +31,7 @@ from worker.settings import Settings, read_settings
 RATE = "SIMULATED_IMAGES_S"
 PREPARED = "SIMULATED_PREPARED"
 TIMELINE = "SIMULATED_TIMELINE"
+EACH_OUTCOME = "SIMULATED_EACH_OUTCOME"
 MODULE = (__name__,)
 
 Embeddings = npt.NDArray[np.float32]
@@ -117,4 +122,7 @@ def command(**flags: object) -> None:
     """Run the worker."""
     if PREPARED in os.environ:
         vars(worker.sessions)["Fast"] = NoPreparation
+    if EACH_OUTCOME in os.environ:
+        vars(worker.pipeline)["_SHARE_OF_LINE"] = sys.maxsize
+        vars(worker.loop)["_LONGEST_WAIT_S"] = vars(worker.loop)["_OUTCOME_WAIT_S"]
     worker.cli.run.run(read_settings(flags), _load)

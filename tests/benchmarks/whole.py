@@ -6,7 +6,7 @@ Both are measured in every round, before the worker does its records and after i
 """
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +33,10 @@ _LEAST_RECORDS = 24
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Case:
-    """What is measured; `device` is images/s of a simulated one, None is the real model on the CPU."""
+    """What is measured; `device` is images/s of a simulated one, None is the real model on the CPU.
+
+    `env` switches off what the case shows the use of.
+    """
 
     name: str
     picture: bytes | Pixels
@@ -41,6 +44,7 @@ class _Case:
     device: float | None = None
     at_least: float | None = None
     at_most_idle: float | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
 
     def roofline(self, stage: Stage) -> float:
         """Measure and return the images/s that the parts would allow."""
@@ -56,6 +60,13 @@ class _Case:
 _CASES = (
     _Case("ViT-B/32 on the CPU, 500×375 JPEG", _JPEG, 120, at_least=0.95),
     _Case("device of 2,000/s, 500×375 JPEG", _JPEG, 4_000, 2_000, at_least=0.90),
+    _Case(
+        "device of 2,000/s, 500×375 JPEG, main woken by each outcome",
+        _JPEG,
+        4_000,
+        2_000,
+        env={simulated.EACH_OUTCOME: "1"},
+    ),
     _Case("device of 2,000/s, 224×224 uint8", _PIXELS, 6_000, 2_000, at_most_idle=0.03),
     _Case("device of 10,000/s, 224×224 uint8", _PIXELS, 6_000, 10_000),
     _Case("device of 20,000/s, 224×224 uint8", _PIXELS, 6_000, 20_000),
@@ -123,6 +134,7 @@ def _run(stage: Stage, case: _Case, timeline: Path) -> Iterator[_Run]:
     if case.device is None:
         crew = stage.crew(REAL, *WEIGHTS)
     else:
-        crew = stage.crew(simulated.MODULE, env={simulated.RATE: str(case.device), simulated.TIMELINE: str(timeline)})
+        device = {simulated.RATE: str(case.device), simulated.TIMELINE: str(timeline)}
+        crew = stage.crew(simulated.MODULE, env={**device, **case.env})
     with crew as started:
         yield _Run(case, started, timeline)

@@ -2,7 +2,7 @@ import subprocess
 import sys
 import time
 from queue import Empty
-from threading import Thread
+from threading import Event, Thread, Timer, current_thread, main_thread
 
 import pytest
 
@@ -105,6 +105,32 @@ def test_no_item_is_missed_where_waits_run_out_while_it_comes(items: int) -> Non
     for thread in threads:
         thread.join(PATIENCE_S)
     assert not mailbox.wait(0)
+
+
+def test_a_ring_that_comes_after_its_item_was_taken_ends_no_wait() -> None:
+    go_on = Event()
+
+    class SlowToRing(Mailbox[int]):
+        """Lets the thread that puts stand still between the item and the ring."""
+
+        def __len__(self) -> int:
+            items = super().__len__()
+            if current_thread() is not main_thread():
+                assert go_on.wait(PATIENCE_S)
+            return items
+
+    mailbox = SlowToRing()
+    other = Timer(0.05, mailbox.put, args=(7,))
+    other.start()
+    assert mailbox.wait(0.2)
+    assert mailbox.take() == 7
+    Timer(0.05, go_on.set).start()
+    begun_s = time.monotonic()
+
+    assert not mailbox.wait(0.2)
+
+    assert time.monotonic() - begun_s >= 0.2
+    other.join(PATIENCE_S)
 
 
 def test_every_item_of_many_threads_is_waited_for_once() -> None:
