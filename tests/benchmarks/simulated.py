@@ -2,8 +2,8 @@
 
 Everything but the model is the worker's own. `SIMULATED_IMAGES_S` is what the device does in a second; its time passes
 without the GIL, as a real one's does. With `SIMULATED_PREPARED` no picture is decoded or resized: all look the same,
-and are copied to where the encoder reads them as any other. With `SIMULATED_EACH_OUTCOME` main wakes every 2 ms, and for
-each outcome though the line is full. When the device was busy is added to `SIMULATED_TIMELINE`.
+and are copied to where the encoder reads them as any other. With `SIMULATED_EACH_OUTCOME` main wakes every 2 ms, and
+for each outcome though the line is full. When the device was busy is added to `SIMULATED_TIMELINE`.
 """
 
 import os
