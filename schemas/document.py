@@ -115,7 +115,7 @@ def read_document(value: bytes, paths: TraversalPaths, limits: DocumentLimits) -
 
 
 def _read_plain(value: bytes, limits: DocumentLimits) -> Document | None:
-    """Read a record of an id and an image file at a third of the price; None of any other, and of what is wrong."""
+    """Read a record of an id and an image file, at a fifth of the price; None of any other, and of what is wrong."""
     found = _PLAIN.match(value)
     if found is None:
         return None

@@ -71,7 +71,7 @@ class Flow(Protocol):
         """Wait for any outcome."""
 
     def wait_for_room(self, timeout_s: float) -> None:
-        """Wait until there is room for a good share of what may be in flight."""
+        """Wait until a good share of what is in flight is finished, or the time is up."""
 
     def has(self, partitions: Sequence[int]) -> bool:
         """Return whether anything of these partitions is in flight."""

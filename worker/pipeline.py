@@ -82,7 +82,7 @@ class _UnderWay:
 
 
 _Finished = tuple[Place, Outcome]
-_SHARE_OF_LINE = 8
+_SHARE_OF_LINE = 8  # one in so many
 _NOT_FINITE = "the model's embedding has values that are not finite"
 
 
