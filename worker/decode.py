@@ -6,7 +6,7 @@ scaled to 8, the first frame of an animation. Colour profiles are not applied: C
 
 import io
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -16,8 +16,8 @@ import simplejpeg
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 from schemas.dead_letter import Reason, Rejection
-from worker.headers import APP1, check_headers, check_pixels, jpeg_segments
-from worker.records import Pixels
+from worker.headers import APP1, check_headers, check_pixels
+from worker.records import ImageFile, Pixels
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
@@ -59,12 +59,12 @@ class Decoder:
         """Refuse a picture of too many pixels."""
         check_pixels(width, height, self._max_pixels)
 
-    def open(self, data: bytes) -> Image.Image:
+    def open(self, data: ImageFile) -> Image.Image:
         """Read the header only, and check it."""
         check_headers(data, self._max_pixels)
         return self._open(data)
 
-    def _open(self, data: bytes) -> Image.Image:
+    def _open(self, data: ImageFile) -> Image.Image:
         with decoding():
             try:
                 image = Image.open(io.BytesIO(data), formats=self._formats)
@@ -73,11 +73,11 @@ class Decoder:
         self.check_pixels(image.width, image.height)
         return image
 
-    def decode(self, data: bytes) -> Pixels:
+    def decode(self, data: ImageFile) -> Pixels:
         """Return the picture as a person sees it, uint8 [H, W, 3], until the same thread decodes the next one."""
-        check_headers(data, self._max_pixels)
-        rgb = self._decode_plain_jpeg(data) if data.startswith(_JPEG) else None
-        if rgb is not None and not _may_be_turned(data):
+        markers = check_headers(data, self._max_pixels)
+        rgb = self._decode_plain_jpeg(data) if data[: len(_JPEG)] == _JPEG else None
+        if rgb is not None and not _may_be_turned(markers):
             return rgb
         image = self._open(data)
         if rgb is None:
@@ -85,17 +85,17 @@ class Decoder:
                 rgb = np.asarray(_as_seen(image, data))
         return _upright(rgb, _orientation(image))  # asked for last: Pillow turns a TIFF itself as it decodes it
 
-    def look_at_jpeg(self, data: bytes) -> PlainJpeg | None:
+    def look_at_jpeg(self, data: ImageFile) -> PlainJpeg | None:
         """Return what the header of a YCbCr or grey JPEG says, once it is checked; None of any other file."""
-        if not data.startswith(_JPEG):
+        if data[: len(_JPEG)] != _JPEG:
             return None
-        check_headers(data, self._max_pixels)
+        markers = check_headers(data, self._max_pixels)
         sides = self._plain_sides(data)
         if sides is None:
             return None
-        return PlainJpeg(*sides, _orientation(self._open(data)) if _may_be_turned(data) else 1)
+        return PlainJpeg(*sides, _orientation(self._open(data)) if _may_be_turned(markers) else 1)
 
-    def _decode_plain_jpeg(self, data: bytes) -> Pixels | None:
+    def _decode_plain_jpeg(self, data: ImageFile) -> Pixels | None:
         """Decode a YCbCr or grey JPEG without any defect; of all others Pillow decides."""
         sides = self._plain_sides(data)
         if sides is None:
@@ -107,7 +107,7 @@ class Decoder:
             return None
         return rgb
 
-    def _plain_sides(self, data: bytes) -> tuple[int, int] | None:
+    def _plain_sides(self, data: ImageFile) -> tuple[int, int] | None:
         """Return width and height of a YCbCr or grey JPEG as its header says, None where it is neither."""
         try:
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
@@ -118,7 +118,7 @@ class Decoder:
         self.check_pixels(width, height)
         return width, height
 
-    def _say_what_is_known(self, data: bytes) -> str:
+    def _say_what_is_known(self, data: ImageFile) -> str:
         if _HEIF not in self._formats and _is_heic(data):
             return "a HEIC image, for which the worker lacks the extra heic: pip install 'clip-worker[heic]'"
         return f"neither of {', '.join(self._formats)}, or its header is broken"
@@ -165,15 +165,15 @@ def _register_heif() -> bool:
     return True
 
 
-def _is_heic(data: bytes) -> bool:
+def _is_heic(data: ImageFile) -> bool:
     """Return whether one of the brands in the file type box, the major and the compatible ones, is HEVC's."""
-    box = data[: min(int.from_bytes(data[:4]), 256)]
+    box = bytes(data[: min(int.from_bytes(data[:4]), 256)])
     return data[4:8] == b"ftyp" and any(box[at : at + 4] in _HEIC_BRANDS for at in range(8, len(box), 4))
 
 
-def _may_be_turned(jpeg: bytes) -> bool:
-    """Return whether an APP1 segment, which holds EXIF or XMP, comes before the image (ITU T.81, B.1.1.4)."""
-    return any(marker == APP1 for marker, _ in jpeg_segments(jpeg))
+def _may_be_turned(markers: Collection[int]) -> bool:
+    """Return whether a JPEG has an APP1 segment, which holds EXIF or XMP, before the image (ITU T.81, B.1.1.4)."""
+    return APP1 in markers
 
 
 def _orientation(image: Image.Image) -> int:
@@ -207,7 +207,7 @@ def _upright(stored: Pixels, orientation: int) -> Pixels:
     return np.ascontiguousarray(_UPRIGHT[orientation](stored))
 
 
-def _as_seen(image: Image.Image, data: bytes) -> Image.Image:
+def _as_seen(image: Image.Image, data: ImageFile) -> Image.Image:
     """Convert to RGB as a viewer shows it: deep greys scaled, transparency over white."""
     if image.mode.startswith("I") or image.mode == "F":
         image = _of_eight_bits(image)

@@ -3,7 +3,7 @@
 Resizing is two passes with uint8 between them, so their order shows: by up to 20 levels on noise.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from math import ceil, floor, gcd
@@ -25,9 +25,9 @@ _MAX_TIES = 0.015  # levels in the mean
 _STRIP_ROWS, _STRIP_COLUMNS = 128, 64
 _PREMULTIPLIED = {"LA": "La", "RGBA": "RGBa"}
 # What torch.nn.functional.interpolate calls for uint8, which can't be told how many pixels are kept.
-_KERNELS = {
-    "bicubic": torch.ops.aten._upsample_bicubic2d_aa.default,  # noqa: SLF001
-    "bilinear": torch.ops.aten._upsample_bilinear2d_aa.default,  # noqa: SLF001
+_KERNELS: Mapping[str, Callable[..., torch.Tensor]] = {
+    "bicubic": torch._C._nn._upsample_bicubic2d_aa,  # noqa: SLF001
+    "bilinear": torch._C._nn._upsample_bilinear2d_aa,  # noqa: SLF001
 }
 
 
@@ -145,7 +145,7 @@ def _channels_last(rgb: Pixels) -> torch.Tensor:
     The stride of the first dimension is that of a batch: by any other torch takes the memory for planes, and makes
     such of the result. https://github.com/pytorch/pytorch/issues/68430
     """
-    return torch.from_numpy(rgb)[None].permute(0, 3, 1, 2)
+    return torch.from_numpy(rgb.reshape(1, *rgb.shape).transpose(0, 3, 1, 2))
 
 
 def _interpolate(
@@ -154,8 +154,7 @@ def _interpolate(
     """Resize to `to`, height and width; what lies beyond the first rows and columns is not made where it can be."""
     rows, row_scale = _part(channels_last.shape[2], to[0], kept[0])
     columns, column_scale = _part(channels_last.shape[3], to[1], kept[1])
-    resized: torch.Tensor = _KERNELS[interpolation](channels_last, (rows, columns), False, row_scale, column_scale)
-    return resized
+    return _KERNELS[interpolation](channels_last, (rows, columns), False, row_scale, column_scale)
 
 
 def _part(length: int, to: int, kept: int) -> tuple[int, float | None]:
@@ -170,7 +169,7 @@ def _part(length: int, to: int, kept: int) -> tuple[int, float | None]:
 
 
 def _rows(channels_last: torch.Tensor) -> Pixels:
-    pixels: Pixels = channels_last[0].permute(1, 2, 0).numpy()
+    pixels: Pixels = channels_last.numpy()[0].transpose(1, 2, 0)
     return pixels
 
 

@@ -6,9 +6,10 @@ formats: those are counted here. Anything else that is wrong with a file is left
 
 import re
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 from schemas.dead_letter import Reason, Rejection
+from worker.records import ImageFile
 
 # Each several times what cameras, phones, scanners and editors write.
 MAX_JPEG_SEGMENTS = 1_000  # before the first scan; an ICC profile may take 255
@@ -38,18 +39,23 @@ def check_pixels(width: int, height: int, max_pixels: int) -> None:
         )
 
 
-def check_headers(data: bytes, max_pixels: int) -> None:
+def check_headers(data: ImageFile, max_pixels: int) -> Collection[int]:
     """Raise where decoding the first frame would take far more than the pixels of its header.
 
+    Return the markers of a JPEG up to the first scan's, nothing of any other file, and of one that ends too early.
     Raises: `Rejection` with `bad-image` or `too-many-pixels`.
     """
     try:
         for signature, check in _CHECKS.items():
             if signature.match(data):
-                check(data, max_pixels)
-                return
-    except _READ_PAST_THE_END:
-        return  # its decoder says it
+                return check(data, max_pixels) or ()
+    except _READ_PAST_THE_END:  # its decoder says it
+        return ()
+    return ()
+
+
+def _is_at(data: ImageFile, at: int, expected: bytes) -> bool:
+    return data[at : at + len(expected)] == expected
 
 
 def _refuse_over(limit: int, count: int, what: str) -> None:
@@ -73,7 +79,7 @@ _SCAN = b"\xff\xda"
 _IN_SCAN = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd7]")  # what ends a scan's data: no stuffing, filling or restart
 
 
-def jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
+def jpeg_segments(data: ImageFile) -> Iterator[tuple[int, int]]:
     """Yield each marker, and where it is, up to the first scan's, as Pillow finds them.
 
     Raises: `Rejection` with `bad-image` at the 1,001st segment or byte that is passed over.
@@ -94,10 +100,11 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
         at = at + 2 if not marker or marker in _WITHOUT_LENGTH else _after_segment(data, at)
 
 
-def _check_jpeg(data: bytes, max_pixels: int) -> None:
-    counts = dict.fromkeys(_METADATA, 0)
+def _check_jpeg(data: ImageFile, max_pixels: int) -> Collection[int]:
+    markers, counts = set(), dict.fromkeys(_METADATA, 0)
     has_many_scans, components = True, 0
     for marker, at in jpeg_segments(data):
+        markers.add(marker)
         if marker in _FRAMES:
             has_many_scans, components = marker in _PROGRESSIVE, data[at + 9]
             height, width = struct.unpack_from(">HH", data, at + 5)
@@ -109,10 +116,11 @@ def _check_jpeg(data: bytes, max_pixels: int) -> None:
             _check_jpeg_metadata(data, at + 4, counts)
         elif marker == _START_OF_SCAN and (has_many_scans or data[at + 4] < components):
             _refuse_over(MAX_JPEG_SCANS, _count_scans(data, at), "scans of a JPEG")
+    return markers
 
 
-def _check_jpeg_metadata(data: bytes, at: int, counts: dict[bytes, int]) -> None:
-    kind = next((kind for kind in _METADATA if data.startswith(kind, at)), None)
+def _check_jpeg_metadata(data: ImageFile, at: int, counts: dict[bytes, int]) -> None:
+    kind = next((kind for kind in _METADATA if _is_at(data, at, kind)), None)
     if kind is None:
         return
     counts[kind] += 1
@@ -121,13 +129,13 @@ def _check_jpeg_metadata(data: bytes, at: int, counts: dict[bytes, int]) -> None
         _check_exif(data, at)
 
 
-def _after_segment(data: bytes, at: int) -> int:
+def _after_segment(data: ImageFile, at: int) -> int:
     return at + 2 + max(2, int.from_bytes(data[at + 2 : at + 4]))
 
 
-def _count_scans(data: bytes, at: int) -> int:
+def _count_scans(data: ImageFile, at: int) -> int:
     """Count the scans from the first one at `at` to the end of the image, one too many at most."""
-    most = data.count(_SCAN, at)
+    most = bytes(data[at:]).count(_SCAN)
     if most <= MAX_JPEG_SCANS:  # what follows the image may have these bytes by chance, but then it is no matter
         return most
     scans, markers = 0, 0
@@ -147,7 +155,7 @@ _COMPRESSED_TEXTS = (b"iCCP", b"iTXt", b"zTXt")
 _KEYWORD_BYTES = 80  # at most, its null included
 
 
-def _check_png(data: bytes, _: int) -> None:
+def _check_png(data: ImageFile, _: int) -> None:
     at, chunks, texts = 8, 0, 0
     while at + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, at)
@@ -160,9 +168,10 @@ def _check_png(data: bytes, _: int) -> None:
         at += 12 + length
 
 
-def _is_compressed(data: bytes, kind: bytes, at: int) -> bool:
+def _is_compressed(data: ImageFile, kind: bytes, at: int) -> bool:
     """Return whether the text is; an iTXt says it after its keyword and a null."""
-    return kind != b"iTXt" or data[data.find(b"\0", at, at + _KEYWORD_BYTES) + 1] != 0
+    null = bytes(data[at : at + _KEYWORD_BYTES]).find(b"\0")
+    return kind != b"iTXt" or null < 0 or data[at + null + 1] != 0
 
 
 # GIF, https://www.w3.org/Graphics/GIF/spec-gif89a.txt.
@@ -170,7 +179,7 @@ def _is_compressed(data: bytes, kind: bytes, at: int) -> bool:
 _EXTENSION, _IMAGE = 0x21, 0x2C
 
 
-def _check_gif(data: bytes, max_pixels: int) -> None:
+def _check_gif(data: ImageFile, max_pixels: int) -> None:
     width, height = struct.unpack_from("<HH", data, 6)
     check_pixels(width, height, max_pixels)
     at, blocks = 13, 0
@@ -193,7 +202,7 @@ def _check_gif(data: bytes, max_pixels: int) -> None:
 # WebP, https://developers.google.com/speed/webp/docs/riff_container.
 
 
-def _check_webp(data: bytes, max_pixels: int) -> None:
+def _check_webp(data: ImageFile, max_pixels: int) -> None:
     kind = data[12:16]
     if kind == b"VP8X":
         check_pixels(int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1, max_pixels)
@@ -217,7 +226,7 @@ def _check_webp(data: bytes, max_pixels: int) -> None:
 _RUN_LENGTHS = (1, 2)
 
 
-def _check_bmp(data: bytes, _: int) -> None:
+def _check_bmp(data: ImageFile, _: int) -> None:
     width, height, compression = struct.unpack_from("<ii4xI", data, 18)
     if compression not in _RUN_LENGTHS:
         return
@@ -235,7 +244,7 @@ _BYTES, _SHORT, _LONG, _LONG8 = (1, 2, 6, 7), 3, 4, 16
 _STRIP_OFFSETS, _TILE_OFFSETS, _TILE_WIDTH, _TILE_LENGTH = 273, 324, 322, 323
 
 
-def _check_tiff(data: bytes, max_pixels: int) -> None:
+def _check_tiff(data: ImageFile, max_pixels: int) -> None:
     tile = {_TILE_WIDTH: 0, _TILE_LENGTH: 0}
     for tag, kind, count, value in _tiff_tags(data):
         if tag in tile and kind in (_SHORT, _LONG, _LONG8):
@@ -247,7 +256,7 @@ def _check_tiff(data: bytes, max_pixels: int) -> None:
             _refuse_over(MAX_TIFF_VALUES, count, f"{count} values of tag {tag} of a TIFF")
 
 
-def _tiff_tags(data: bytes) -> Iterator[tuple[int, int, int, int]]:
+def _tiff_tags(data: ImageFile) -> Iterator[tuple[int, int, int, int]]:
     """Yield tag, type, count and value, or where the values are, of the first directory."""
     order, is_big, at, tags = _tiff_directory(data, 0)
     entry, value_at = ("HHQQ", 12) if is_big else ("HHII", 8)
@@ -259,9 +268,9 @@ def _tiff_tags(data: bytes) -> Iterator[tuple[int, int, int, int]]:
         at += struct.calcsize("=" + entry)
 
 
-def _tiff_directory(data: bytes, start: int) -> tuple[str, bool, int, int]:
+def _tiff_directory(data: ImageFile, start: int) -> tuple[str, bool, int, int]:
     """Return byte order, whether it is a BigTIFF, and where the first directory's tags are and how many."""
-    order = "<" if data.startswith(b"II", start) else ">"
+    order = "<" if _is_at(data, start, b"II") else ">"
     is_big = data[start + 2] == 43  # noqa: PLR2004 - BigTIFF's version
     where, size = ("8xQ", "Q") if is_big else ("4xI", "H")
     (at,) = struct.unpack_from(order + where, data, start)
@@ -270,8 +279,8 @@ def _tiff_directory(data: bytes, start: int) -> tuple[str, bool, int, int]:
     return order, is_big, start + at + struct.calcsize("=" + size), tags
 
 
-def _check_exif(data: bytes, at: int) -> None:
-    while data.startswith(_EXIF, at):
+def _check_exif(data: ImageFile, at: int) -> None:
+    while _is_at(data, at, _EXIF):
         at += len(_EXIF)
     try:
         _tiff_directory(data, at)
@@ -285,7 +294,7 @@ def _check_exif(data: bytes, at: int) -> None:
 _CONTAINERS = dict.fromkeys((b"iprp", b"ipco", b"moov", b"trak", b"mdia", b"minf", b"stbl"), 0) | {b"meta": 4}
 
 
-def _check_avif(data: bytes, max_pixels: int) -> None:
+def _check_avif(data: ImageFile, max_pixels: int) -> None:
     at, boxes = 0, 0
     while at + 8 <= len(data):
         _refuse_over(MAX_AVIF_BOXES, boxes := boxes + 1, "boxes of an AVIF")
@@ -304,7 +313,7 @@ def _check_avif(data: bytes, max_pixels: int) -> None:
         at = content + _CONTAINERS[kind] if kind in _CONTAINERS else after
 
 
-_CHECKS: Mapping[re.Pattern[bytes], Callable[[bytes, int], None]] = {
+_CHECKS: Mapping[re.Pattern[bytes], Callable[[ImageFile, int], Collection[int] | None]] = {
     re.compile(rb"\xff\xd8\xff"): _check_jpeg,
     re.compile(rb"\x89PNG\r\n\x1a\n"): _check_png,
     re.compile(rb"GIF8[79]a"): _check_gif,

@@ -10,7 +10,7 @@ from PIL import Image
 
 from worker.decode import Decoder, decoding
 from worker.fit import Fit, Geometry
-from worker.records import ModelInput, Pixels
+from worker.records import ImageFile, ModelInput, Pixels
 
 
 class Fast:
@@ -21,7 +21,7 @@ class Fast:
         self._decoder = Decoder(max_pixels)
         self._fit = Fit(model_input, geometry, max_pixels)
 
-    def __call__(self, image: bytes | Pixels) -> Pixels:
+    def __call__(self, image: ImageFile | Pixels) -> Pixels:
         """Return uint8 [R, R, 3] of an image file or of a uint8 array [H, W, 3].
 
         Raises: `Rejection` with `bad-image` or `too-many-pixels`.
@@ -40,7 +40,7 @@ class Reference:
         self._decoder = Decoder(max_pixels)
         self._fit = Fit(model_input, geometry, max_pixels)
 
-    def __call__(self, image: bytes | Pixels) -> Pixels:
+    def __call__(self, image: ImageFile | Pixels) -> Pixels:
         """Return uint8 [R, R, 3] of an image file or of a uint8 array [H, W, 3].
 
         Raises: `Rejection` with `bad-image` or `too-many-pixels`.

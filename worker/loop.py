@@ -18,7 +18,8 @@ log = logging.getLogger(__name__)
 
 _IDLE_POLL_S = 0.1
 _OUTCOME_WAIT_S = 0.002
-_LONGEST_WAIT_S = 0.01  # for outcomes while none is needed at once
+_LONGEST_QUIET_WAIT_S = 0.01
+_ROOM_WAIT_S = 0.05
 _FULL_BEFORE_PAUSE_S = 1.0
 _COMMIT_WAIT_S = 0.02
 _TAKEN_AT_ONCE = 64
@@ -270,7 +271,7 @@ class Loop:
     def _wait_for_outcome(self) -> None:
         """Wait for any outcome, longer while nothing comes: a look for records every 2 ms slows a model on the CPU."""
         self._pipeline.wait(self._quiet_wait_s if self._pipeline.in_flight else 0)
-        self._quiet_wait_s = min(2 * self._quiet_wait_s, _LONGEST_WAIT_S)
+        self._quiet_wait_s = min(2 * self._quiet_wait_s, _LONGEST_QUIET_WAIT_S)
 
     def _submit(self, record: Record) -> None:
         self._quiet_wait_s = _OUTCOME_WAIT_S
@@ -279,7 +280,7 @@ class Loop:
 
     def _stand_by(self) -> None:
         """Wait for room. When that takes long, keep polling for rebalances, with fetching paused."""
-        self._pipeline.wait_for_room(_LONGEST_WAIT_S)
+        self._pipeline.wait_for_room(_ROOM_WAIT_S)
         now = self._clock()
         self._full_since_s = now if self._full_since_s is None else self._full_since_s
         if now - self._full_since_s < _FULL_BEFORE_PAUSE_S:

@@ -20,7 +20,7 @@ from worker.decode import Decoder
 from worker.errors import DeviceError
 from worker.fit import Fit, Geometry, Target, height_goes_first
 from worker.images import Fast
-from worker.records import ModelInput, Pixels
+from worker.records import ImageFile, ModelInput, Pixels
 
 DecodeJpegs = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
 """JPEG files, each uint8 [bytes], -> uint8 [3, H, W] on the device; raises RuntimeError where it refuses any."""
@@ -37,7 +37,7 @@ _FLIPS = {2: [_WIDTH], 3: [_HEIGHT, _WIDTH], 4: [_HEIGHT], 6: [_WIDTH], 7: [_HEI
 class _Request:
     """A file that a thread waits for; `pixels` None after its turn is the refusal of nvJPEG."""
 
-    file: bytes
+    file: ImageFile
     orientation: int
     is_done: bool = False
     pixels: Pixels | None = None
@@ -55,7 +55,7 @@ class NvJpeg:
         self._waiting: SimpleQueue[_Request] = SimpleQueue()
         self._turn = Lock()
 
-    def __call__(self, image: bytes | Pixels) -> Pixels:
+    def __call__(self, image: ImageFile | Pixels) -> Pixels:
         """Return uint8 [R, R, 3] of an image file or of a uint8 array [H, W, 3].
 
         Raises: `Rejection` with `bad-image` or `too-many-pixels`.
@@ -63,10 +63,10 @@ class NvJpeg:
         pixels = None if isinstance(image, np.ndarray) else self._by_gpu(image)
         return self._fast(image) if pixels is None else pixels
 
-    def _by_gpu(self, file: bytes) -> Pixels | None:
+    def _by_gpu(self, file: ImageFile) -> Pixels | None:
         """Return the pixels, or None of what is for `Fast`: nvJPEG would take a JPEG that is cut off."""
         plain = self._decoder.look_at_jpeg(file)
-        if plain is None or plain.width * plain.height > _MAX_PIXELS or not file.endswith(_END_OF_IMAGE):
+        if plain is None or plain.width * plain.height > _MAX_PIXELS or file[-len(_END_OF_IMAGE) :] != _END_OF_IMAGE:
             return None
         if self._fit.target(plain.width, plain.height) is None:
             return None

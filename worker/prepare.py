@@ -11,11 +11,11 @@ import numpy as np
 from schemas.dead_letter import Reason, Rejection
 from schemas.document import DocumentLimits, TraversalPaths, parse_traversal, read_document
 from schemas.ndarray import Array
-from worker.records import Deleted, Pixels, Prepared, Preprocessed, Record, Rejected, Skipped
+from worker.records import Deleted, ImageFile, Pixels, Prepared, Preprocessed, Record, Rejected, Skipped
 
 TRAVERSAL_HEADER = "traversal"
 
-Preprocess = Callable[[bytes | Pixels], Pixels]
+Preprocess = Callable[[ImageFile | Pixels], Pixels]
 """An image file, or uint8 [H, W, 3] -> uint8 [R, R, 3]; raises `Rejection`."""
 
 _DIMENSIONS = 3
@@ -73,7 +73,7 @@ class Preparer:
 
     def _image(self, image: memoryview | Array) -> Pixels | Preprocessed:
         if isinstance(image, memoryview):
-            return self.preprocess(bytes(image))
+            return self.preprocess(image)
         if image.ndim != _DIMENSIONS or image.shape[-1] != _DIMENSIONS:
             raise Rejection(Reason.BAD_BLOB, f"an array of shape {list(image.shape)} is not height × width × 3")
         if image.dtype == np.uint8:

@@ -39,6 +39,9 @@ class Record:
         return f"{self.topic}[{self.partition}]@{self.offset}"
 
 
+ImageFile = bytes | memoryview
+"""An encoded image: its bytes, or a view of the record that has them."""
+
 Pixels = npt.NDArray[np.uint8]
 """uint8 [R, R, 3], RGB: an image that the encoder still has to normalise."""
 

@@ -6,7 +6,7 @@ The start and the filling of the topic aren't counted: the worker is suspended m
 
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -32,6 +32,13 @@ class _Case:
     records: int
     at_most_us: float | None
 
+    @property
+    def value(self) -> bytes:
+        return pack_document("picture", bytes(self.blob_bytes))
+
+    def records_at(self, size: Size) -> int:
+        return max(_LEAST_RECORDS, round(self.records * size.scale))
+
 
 _CASES = (
     _Case("2 KB", 2_000, 20_000, 60.0),
@@ -54,15 +61,19 @@ def overhead_on(stage: Stage, size: Size, say: Callable[[str], None]) -> Iterato
     with ExitStack() as stack:
         worker = stack.enter_context(stage.crew(simulated.MODULE, env=FAST_DEVICE))
         nothing_between = stack.enter_context(stage.crew(empty.MODULE))
-        for crew in (worker, nothing_between):
+        without = {
+            trick: stack.enter_context(stage.crew(simulated.MODULE, env=FAST_DEVICE | {simulated.WITHOUT: trick}))
+            for trick in simulated.TRICKS
+        }
+        for crew in (worker, nothing_between, *without.values()):
             crew.warm_up(pack_document("picture", b"-"))
         for case in _CASES:
             yield from _measure(case, worker, nothing_between, size, say)
+            yield from _compare(case, worker, without, size)
 
 
 def _measure(case: _Case, worker: Crew, empty: Crew, size: Size, say: Callable[[str], None]) -> Iterator[Result]:
-    value = pack_document("picture", bytes(case.blob_bytes))
-    records = max(_LEAST_RECORDS, round(case.records * size.scale))
+    value, records = case.value, case.records_at(size)
     spent: defaultdict[str, list[float]] = defaultdict(list)
     steps = Steps()
     for _ in range(size.rounds):
@@ -79,6 +90,17 @@ def _measure(case: _Case, worker: Crew, empty: Crew, size: Size, say: Callable[[
     if case.at_most_us is not None:
         name = f"CPU a record at {case.name}, of {case.at_most_us:g} µs"
         yield Bound(PART, name, cost_us / case.at_most_us, at_most=1.0)
+
+
+def _compare(case: _Case, worker: Crew, without: Mapping[str, Crew], size: Size) -> Iterator[Result]:
+    """Yield what each trick brings: the CPU a record without it to that with it, round by round."""
+    found: defaultdict[str, list[float]] = defaultdict(list)
+    for _ in range(size.rounds):
+        with_all_us = worker.round(case.value, case.records_at(size)).cpu_us()
+        for trick, crew in without.items():
+            found[trick].append(crew.round(case.value, case.records_at(size)).cpu_us() / with_all_us)
+    for trick, ratios in found.items():
+        yield Bound(PART, f"{trick}: CPU a record before to after, {case.name}", statistics.median(ratios))
 
 
 class Steps:

@@ -2,15 +2,16 @@
 
 Everything but the model is the worker's own. `SIMULATED_IMAGES_S` is what the device does in a second; its time passes
 without the GIL, as a real one's does. With `SIMULATED_PREPARED` no picture is decoded or resized: all look the same,
-and are copied to where the encoder reads them as any other. With `SIMULATED_EACH_OUTCOME` main wakes every 2 ms, and
-for each outcome though the line is full. When the device was busy is added to `SIMULATED_TIMELINE`.
+and are copied to where the encoder reads them as any other. `SIMULATED_WITHOUT` names one of `TRICKS`, which the worker
+then does without. When the device was busy is added to `SIMULATED_TIMELINE`.
 """
 
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 
@@ -22,16 +23,17 @@ import worker.cli.run
 import worker.loop
 import worker.pipeline
 import worker.sessions
+import worker.system
 from tests.broker.instant_worker import DIMENSIONS, GEOMETRY, MODEL_INPUT
 from worker.cli.options import settings_options
 from worker.fit import Geometry
-from worker.records import ModelInput, Pixels
+from worker.records import ImageFile, ModelInput, Pixels
 from worker.settings import Settings, read_settings
 
 RATE = "SIMULATED_IMAGES_S"
 PREPARED = "SIMULATED_PREPARED"
 TIMELINE = "SIMULATED_TIMELINE"
-EACH_OUTCOME = "SIMULATED_EACH_OUTCOME"
+WITHOUT = "SIMULATED_WITHOUT"
 MODULE = (__name__,)
 
 Embeddings = npt.NDArray[np.float32]
@@ -87,7 +89,7 @@ class NoPreparation:
         del max_pixels
         self._picture = np.zeros((model_input.size, model_input.size, 3), np.uint8)
 
-    def __call__(self, image: bytes | Pixels) -> Pixels:
+    def __call__(self, image: ImageFile | Pixels) -> Pixels:
         del image
         return self._picture
 
@@ -116,13 +118,31 @@ def _load(_: Settings) -> SimulatedDevice:
     return SimulatedDevice(float(os.environ[RATE]), Path(timeline) if timeline else None)
 
 
+def _wake_for_each_outcome() -> None:
+    """Let main wake every 2 ms, and for each outcome though the line is full."""
+    vars(worker.pipeline)["_SHARE_OF_LINE"] = sys.maxsize
+    for wait in ("_ROOM_WAIT_S", "_LONGEST_QUIET_WAIT_S"):
+        vars(worker.loop)[wait] = vars(worker.loop)["_OUTCOME_WAIT_S"]
+
+
+def _leave_out(name: str) -> None:
+    vars(worker.system)[name] = lambda: None
+
+
+# What brings something, and how to do without.
+TRICKS: Mapping[str, Callable[[], None]] = {
+    "main wakes for a share of the line": _wake_for_each_outcome,
+    "scheduled as batch work": partial(_leave_out, "schedule_as_batch"),
+    "freed memory is kept": partial(_leave_out, "keep_freed_memory"),
+}
+
+
 @click.command()
 @settings_options()
 def command(**flags: object) -> None:
     """Run the worker."""
     if PREPARED in os.environ:
         vars(worker.sessions)["Fast"] = NoPreparation
-    if EACH_OUTCOME in os.environ:
-        vars(worker.pipeline)["_SHARE_OF_LINE"] = sys.maxsize
-        vars(worker.loop)["_LONGEST_WAIT_S"] = vars(worker.loop)["_OUTCOME_WAIT_S"]
+    if WITHOUT in os.environ:
+        TRICKS[os.environ[WITHOUT]]()
     worker.cli.run.run(read_settings(flags), _load)

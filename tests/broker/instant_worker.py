@@ -27,7 +27,7 @@ from worker.cli.main import main
 from worker.cli.options import settings_options
 from worker.errors import OutOfMemory
 from worker.images import Fast
-from worker.records import ModelInput, Pixels
+from worker.records import ImageFile, ModelInput, Pixels
 from worker.settings import Settings, read_settings
 from worker.source import Source
 
@@ -126,7 +126,7 @@ class FaultyEncoder(InstantEncoder):
 class FaultyFast(Fast):
     """The worker's own preprocessing; hangs, raises or takes its time at arrays of some colours."""
 
-    def __call__(self, image: bytes | Pixels) -> Pixels:
+    def __call__(self, image: ImageFile | Pixels) -> Pixels:
         if isinstance(image, np.ndarray):
             match _colour(image):
                 case colour if colour == HANGS_DECODER:

@@ -25,6 +25,7 @@ from worker.metrics import Metrics
 from worker.records import TopicLimits
 from worker.sessions import ReadyEncoder, Sessions
 from worker.settings import Settings, read_settings
+from worker.system import prefer_throughput
 from worker.topics import LimitsQuestion, check_limits, find_topics
 from worker.weights import load_model
 
@@ -68,6 +69,7 @@ def run(settings: Settings, load: Callable[[Settings], ReadyEncoder] = load_enco
     Raises: `WorkerError`, whose `exit_code` the process ends with.
     """
     configure_logging(settings)
+    prefer_throughput()
     faulthandler.enable()  # a decoder that crashes: the stacks name the records, see `call_as`
     metrics = Metrics(CollectorRegistry())
     health = Health(settings.stall_timeout_s)
