@@ -201,12 +201,13 @@ class Sessions:
             settings.default_paths,
             DocumentLimits(settings.max_image_bytes, settings.max_images_per_record),
         )
-        places = self._in_flight_images
+        # The batches that the device is at, and the next one: more memory would only be further from the caches.
+        rows = min(self._in_flight_images, (self._encoder.depth + 1) * self._max_batch)
         try:
-            batcher = Batcher(self._encoder.allocate(places), self._max_batch, settings.max_wait_ms / 1000)
+            batcher = Batcher(self._encoder.allocate(rows), self._max_batch, settings.max_wait_ms / 1000)
         except MemoryError as error:
-            raise SettingsError(f"WORKER_IN_FLIGHT_IMAGES={places}: {error}") from error
-        limits = Limits(max_records=places, max_bytes=settings.in_flight_bytes)
+            raise SettingsError(f"WORKER_MAX_BATCH={self._max_batch} needs {rows} prepared images: {error}") from error
+        limits = Limits(max_records=self._in_flight_images, max_bytes=settings.in_flight_bytes)
         return Pipeline(preparer.prepare, self._encoder, batcher, limits, settings.prepare_threads, self._metrics)
 
     def _note_written(self, written: Written) -> None:

@@ -119,7 +119,8 @@ class Settings(BaseSettings):
     max_image_pixels: PositiveInt = Field(50_000_000, description="largest width times height of an image")
     max_images_per_record: PositiveInt = Field(64, description="images in one record")
     in_flight_images: Annotated[int, Field(gt=0, le=1_000_000)] | None = Field(
-        None, description="prepared images held; 4 batches and at least one record's unless set"
+        None,
+        description="most records in flight, and prepared images; 4 batches and at least one record's unless set",
     )
     in_flight_bytes: Annotated[ByteSize, Field(gt=0)] = Field(
         ByteSize(256 * 2**20), description="bytes of records taken in and not finished"
