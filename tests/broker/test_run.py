@@ -6,6 +6,7 @@ The worker is the real one; where the model doesn't matter, an instant one takes
 import hashlib
 import io
 import json
+import os
 import signal
 import socket
 import time
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import msgpack
 import numpy as np
@@ -665,6 +667,16 @@ def test_the_real_model_embeds(kafka: Kafka, topics: Topics) -> None:
     [origin] = {each.origin for each in found}
     assert origin is not None
     assert origin.model.startswith("ViT-B/32:random:")
+
+
+def test_main_and_the_threads_of_the_clients_are_scheduled_as_batch_work(kafka: Kafka, topics: Topics) -> None:
+    with running_worker(kafka, topics) as worker:
+        tasks = list(Path(f"/proc/{worker.pid}/task").iterdir())
+        clients = [int(task.name) for task in tasks if (task / "comm").read_text().startswith("rdk:")]
+        policies = [os.sched_getscheduler(thread) for thread in (worker.pid, *clients)]
+
+    assert len(clients) >= 4
+    assert set(policies) == {os.SCHED_BATCH}
 
 
 # Signals.

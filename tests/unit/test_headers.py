@@ -52,6 +52,15 @@ def test_a_photograph_of_any_form_is_let_through(form: str) -> None:
     check_headers(file_of(form, "coffee"), MAX_PIXELS)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_the_segments_of_a_jpeg_are_told_and_nothing_of_any_other_file(form: str) -> None:
+    file = file_of(form, "coffee")
+
+    markers = check_headers(memoryview(file), MAX_PIXELS)
+
+    assert set(markers) == ({marker for marker, _ in jpeg_segments(file)} if form.startswith("jpeg") else set())
+
+
 @pytest.mark.parametrize("length", range(64))
 def test_a_file_that_ends_in_its_header_is_left_to_its_decoder(length: int) -> None:
     for form in FORMS:

@@ -21,7 +21,7 @@ from tests.unit.pictures_for_tests import (
 )
 from worker.images import Fast, Reference
 from worker.prepare import Preparer
-from worker.records import Deleted, Pixels, Prepared, Preprocessed, Record, Rejected, Skipped
+from worker.records import Deleted, ImageFile, Pixels, Prepared, Preprocessed, Record, Rejected, Skipped
 
 LIMITS = DocumentLimits(max_image_bytes=16 * 2**20, max_images=4)
 # Pillow warns of what is odd about a picture; the worker leaves that unsaid, see worker.logs.
@@ -74,6 +74,21 @@ def test_an_image_file_of_every_form_is_prepared(form: str, kind: type[Fast] | t
 
     assert (prepared.record, prepared.document) == (record, Document("a", memoryview(file)))
     assert [_plain_image(image) for image in prepared.images] == [("uint8", (224, 224, 3))]
+
+
+def test_an_image_file_is_not_copied_out_of_its_record() -> None:
+    seen: list[ImageFile | Pixels] = []
+
+    def note(image: ImageFile | Pixels) -> Pixels:
+        seen.append(image)
+        return np.zeros((SIZE, SIZE, 3), np.uint8)
+
+    record = _record(pack_document("a", file_of("jpeg-420", "coffee")))
+    Preparer(note, SIZE, parse_traversal("r"), LIMITS).prepare(record)
+
+    [image] = seen
+    assert isinstance(image, memoryview)
+    assert image.obj is record.value
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
