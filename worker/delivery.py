@@ -71,6 +71,10 @@ class AtLeastOnce:
             return True
         return self._dispatch_one(Attempt(outcome, outbound))
 
+    def hurry(self) -> None:
+        """Let nothing that was sent wait for company on its way. Raises: `ClientFailed`."""
+        self._dispatch.hurry()
+
     def commit(self, positions: Mapping[int, int]) -> float | None:
         """Wait a moment for the acknowledgements, then commit; None once that is done, else when to call again.
 

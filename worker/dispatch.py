@@ -19,6 +19,7 @@ from worker.records import Outbound, TopicLimits
 log = logging.getLogger(__name__)
 
 _FLUSH_S = 0.02  # the main thread has to take in meanwhile, or the device would wait
+_HURRY_S = 0.002  # as long as a flush is on, the client sends what it has in spite of its linger.ms
 _CLOSE_S = 10.0
 _CLOCKS_DIFFER_MS = 60_000
 _BATCH_BYTES = 1_000_000  # librdkafka's own default
@@ -124,8 +125,16 @@ class Dispatch:
 
     def flush(self) -> None:
         """Wait for reports, for a moment at most. Raises: `ClientFailed`."""
+        self._flush(_FLUSH_S)
+
+    def hurry(self) -> None:
+        """Let nothing in the queue wait for company. Raises: `ClientFailed`."""
+        if self.unacknowledged:
+            self._flush(_HURRY_S)
+
+    def _flush(self, timeout_s: float) -> None:
         with guarded("producer"):
-            self.producer.flush(_FLUSH_S)
+            self.producer.flush(timeout_s)
 
     def purge(self) -> None:
         """Give up what is not acknowledged, and wait until the client says so."""

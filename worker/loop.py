@@ -96,6 +96,9 @@ class Delivers(Protocol):
     def send(self, outcome: Outcome) -> bool:
         """Hand an outcome to the producer; False where it has to wait: then send it again after a poll."""
 
+    def hurry(self) -> None:
+        """Let nothing that was sent wait for company on its way."""
+
     def commit(self, positions: Mapping[int, int]) -> float | None:
         """Make what was sent durable, then the next offset of each partition.
 
@@ -255,7 +258,7 @@ class Loop:
             self._source.resume()
             self._paused.clear()
         for _ in range(_TAKEN_AT_ONCE):
-            record = self._source.poll(self._poll_timeout_s())
+            record = self._next()
             if record is None:
                 self._wait_for_outcome()
                 return
@@ -263,10 +266,13 @@ class Loop:
             if not self._pipeline.has_room:
                 return
 
-    def _poll_timeout_s(self) -> float:
-        if self._pipeline.in_flight:
-            return 0
-        return _COMMIT_WAIT_S if self._committing else _IDLE_POLL_S
+    def _next(self) -> Record | None:
+        """Return the next record if there is one; where nothing is in flight, wait for it."""
+        record = self._source.poll(0)
+        if record is not None or self._pipeline.in_flight:
+            return record
+        self._delivery.hurry()
+        return self._source.poll(_COMMIT_WAIT_S if self._committing else _IDLE_POLL_S)
 
     def _wait_for_outcome(self) -> None:
         """Wait for any outcome, longer while nothing comes: a look for records every 2 ms slows a model on the CPU."""

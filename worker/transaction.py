@@ -119,6 +119,9 @@ class ExactlyOnce:
             self._sent.append(written(attempt.outcome))
         return sent
 
+    def hurry(self) -> None:
+        """Do nothing: readers see what was sent once it is committed."""
+
     def commit(self, positions: Mapping[int, int]) -> float | None:
         """Wait a moment for the acknowledgements, then commit; None once that is done, else when to call again.
 

@@ -133,6 +133,7 @@ def _leave_out(name: str) -> None:
 TRICKS: Mapping[str, Callable[[], None]] = {
     "main wakes for a share of the line": _wake_for_each_outcome,
     "scheduled as batch work": partial(_leave_out, "schedule_as_batch"),
+    "slices of 10 ms": partial(_leave_out, "lengthen_slices"),
     "freed memory is kept": partial(_leave_out, "keep_freed_memory"),
 }
 

@@ -679,6 +679,14 @@ def test_main_and_the_threads_of_the_clients_are_scheduled_as_batch_work(kafka: 
     assert set(policies) == {os.SCHED_BATCH}
 
 
+def test_a_record_does_not_wait_for_company_where_none_comes(kafka: Kafka, topics: Topics) -> None:
+    patient = ("--kafka", "linger.ms=120000", "--checkpoint-interval-s", "120")
+    with running_worker(kafka, topics, *patient) as worker:
+        for number in range(1, 4):  # the first checkpoint, which sends what is there, comes with the first
+            produce(kafka.bootstrap_servers, topics.input, good_records(1))
+            wait_for_outcomes(kafka, topics, worker, number)
+
+
 # Signals.
 
 

@@ -160,6 +160,7 @@ class _Delivery:
     tried: list[tuple[float, dict[int, int]]] = field(default_factory=list)
     committed: list[tuple[float, dict[int, int]]] = field(default_factory=list)
     opens: Iterator[bool] = field(default_factory=lambda: iter(()))
+    hurried_s: list[float] = field(default_factory=list)
 
     def poll(self) -> None:
         """Nothing is reported."""
@@ -173,6 +174,9 @@ class _Delivery:
 
     def open(self) -> bool:
         return next(self.opens, True)
+
+    def hurry(self) -> None:
+        self.hurried_s.append(self.clock.now_s)
 
     def commit(self, positions: Mapping[int, int]) -> float | None:
         self.tried.append((self.clock.now_s, dict(positions)))
@@ -709,6 +713,17 @@ def test_outcomes_are_handed_on_while_records_keep_coming() -> None:
 
     assert session.delivery.last == {0: 1_000}
     assert session.flow.most <= 64
+
+
+def test_what_was_sent_hurries_once_nothing_is_in_flight() -> None:
+    session = _Session(takes_s=lambda record: 0.4 if record.offset == 5 else 1.2)
+    session.comes(0.1, _record(5), _record(6))
+
+    session.run(until_s=2)
+
+    assert session.delivery.sent == [_record(5), _record(6)]
+    assert [at_s for at_s in session.delivery.hurried_s if 0.1 < at_s < 1.3] == []
+    assert [at_s for at_s in session.delivery.hurried_s if 1.3 <= at_s < 1.4] != []
 
 
 def test_a_full_worker_pauses_after_a_second_and_polls_for_rebalances() -> None:

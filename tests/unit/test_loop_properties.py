@@ -452,6 +452,9 @@ class _AtLeastOnce:
         self._sent.add(outcome)
         return True
 
+    def hurry(self) -> None:
+        self.poll()
+
     def commit(self, positions: Mapping[int, int]) -> float | None:
         world = self._world
         self._sent.check_commit(positions)
@@ -507,6 +510,9 @@ class _ExactlyOnce:
             return False
         self._sent.add(outcome)
         return True
+
+    def hurry(self) -> None:
+        """Readers see what was sent once it is committed."""
 
     def commit(self, positions: Mapping[int, int]) -> float | None:
         world = self._world

@@ -83,6 +83,9 @@ class CountingDelivery:
         self.images += len(outcome.embeddings)
         return True
 
+    def hurry(self) -> None:
+        """Do nothing."""
+
     def commit(self, positions: Mapping[int, int]) -> float | None:
         """Be done at once."""
 
