@@ -45,6 +45,7 @@ from worker.transaction import ExactlyOnce
 log = logging.getLogger(__name__)
 
 _MAX_BATCHES_IN_FLIGHT = 4
+_BATCHES_READY = 1  # prepared while the device is at others: more memory would only be further from the caches
 _MAX_FAILED_SESSIONS = 5
 _CLIENT_PATIENCE_S = 60.0  # joining, leaving and metadata wait for the brokers
 _SHARE_OF_POLL_INTERVAL = 0.5
@@ -201,8 +202,7 @@ class Sessions:
             settings.default_paths,
             DocumentLimits(settings.max_image_bytes, settings.max_images_per_record),
         )
-        # The batches that the device is at, and the next one: more memory would only be further from the caches.
-        rows = min(self._in_flight_images, (self._encoder.depth + 1) * self._max_batch)
+        rows = min(self._in_flight_images, (self._encoder.depth + _BATCHES_READY) * self._max_batch)
         try:
             batcher = Batcher(self._encoder.allocate(rows), self._max_batch, settings.max_wait_ms / 1000)
         except MemoryError as error:

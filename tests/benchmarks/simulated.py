@@ -27,6 +27,7 @@ import worker.system
 from tests.broker.instant_worker import DIMENSIONS, GEOMETRY, MODEL_INPUT
 from worker.cli.options import settings_options
 from worker.fit import Geometry
+from worker.prepare import Preprocess
 from worker.records import ImageFile, ModelInput, Pixels
 from worker.settings import Settings, read_settings
 
@@ -129,12 +130,29 @@ def _leave_out(name: str) -> None:
     vars(worker.system)[name] = lambda: None
 
 
+def _hold_all_images_in_flight() -> None:
+    """Let the ring of prepared images have room for all that may be in flight."""
+    vars(worker.sessions)["_BATCHES_READY"] = sys.maxsize
+
+
+def _copy_image_files() -> None:
+    make = vars(worker.sessions)["Fast"]
+
+    def make_on_copies(*given: object) -> Preprocess:
+        preprocess: Preprocess = make(*given)
+        return lambda image: preprocess(bytes(image) if isinstance(image, memoryview) else image)
+
+    vars(worker.sessions)["Fast"] = make_on_copies
+
+
 # What brings something, and how to do without.
 TRICKS: Mapping[str, Callable[[], None]] = {
     "main wakes for a share of the line": _wake_for_each_outcome,
     "scheduled as batch work": partial(_leave_out, "schedule_as_batch"),
     "slices of 10 ms": partial(_leave_out, "lengthen_slices"),
     "freed memory is kept": partial(_leave_out, "keep_freed_memory"),
+    "a ring of three batches": _hold_all_images_in_flight,
+    "image files read in place": _copy_image_files,
 }
 
 
