@@ -40,8 +40,8 @@ class Cuda:
 
     def __init__(self, tower: Tower) -> None:
         """Make the streams; batches run without slots until `reserve`."""
-        torch.cuda.set_device(tower.device.index or 0)
         self._tower = tower
+        self._set_device()
         self._streams = _Streams(*(torch.cuda.Stream() for _ in range(2)))  # type: ignore[no-untyped-call]
         self._capacity = 0
         self._slots = Slots([])
@@ -62,24 +62,29 @@ class Cuda:
         self._slots, self._capacity = Slots(slots), max_batch
 
     def _capture(self, slots: "list[_Slot]", sizes: list[int]) -> None:
-        """Capture a graph for each size and slot. All share one pool of memory: they run one after the other."""
-        pool, compute = torch.cuda.graph_pool_handle(), self._streams.compute
+        """Capture the graphs of a model that can be; where one fails, there are none, and nothing is left of them."""
         try:
-            for size, slot in product(sizes, slots):
-                graph = torch.cuda.CUDAGraph()
-                # The stream is set around it as well: before torch 2.15 a capture that fails leaves its own behind.
-                with torch.cuda.stream(compute), torch.cuda.graph(graph, pool=pool, stream=compute):
-                    slot.embed(size)
-                slot.graphs[size] = graph
+            self._capture_all(slots, sizes)
         except RuntimeError as error:
             said = str(error).partition("\n")[0]
         else:
             log.info("CUDA graphs for batches of %s", ", ".join(map(str, reversed(sizes))))
             return
+        # Out here the frames that failed are gone, and the graph that they had with its memory.
         for slot in slots:
             slot.graphs.clear()
         torch.cuda.empty_cache()
         log.warning("the model can't be captured in CUDA graphs, and runs without: %s", said)
+
+    def _capture_all(self, slots: "list[_Slot]", sizes: list[int]) -> None:
+        """Capture a graph for each size and slot. All share one pool of memory: they run one after the other."""
+        pool, compute = torch.cuda.graph_pool_handle(), self._streams.compute
+        for size, slot in product(sizes, slots):
+            graph = torch.cuda.CUDAGraph()
+            # The stream is set around it as well: before torch 2.15 a capture that fails leaves its own behind.
+            with torch.cuda.stream(compute), torch.cuda.graph(graph, pool=pool, stream=compute):
+                slot.embed(size)
+            slot.graphs[size] = graph
 
     def allocate(self, images: int) -> npt.NDArray[np.uint8]:
         """Return pinned memory, which the device reads while the model computes: uint8 [images, R, R, 3].
@@ -98,10 +103,15 @@ class Cuda:
 
     def begin(self, pixels: npt.NDArray[np.uint8], preprocessed: npt.NDArray[np.float32]) -> Wait:
         """Start a batch; one that no slot takes, for its size or for preprocessed images, is done on return."""
+        self._set_device()
         if len(preprocessed) or len(pixels) > self._capacity:
             embeddings = self._embed_at_once(pixels, preprocessed)
             return lambda: embeddings
         return self._slots.begin(pixels)
+
+    def _set_device(self) -> None:
+        """Make the device this thread's: by another one, each change of streams would open a context on GPU 0."""
+        torch.cuda.set_device(self._tower.device.index or 0)
 
     def _embed_at_once(self, pixels: npt.NDArray[np.uint8], preprocessed: npt.NDArray[np.float32]) -> Embeddings:
         with torch.cuda.stream(self._streams.compute):

@@ -43,7 +43,7 @@ class Encoder:
         """Move the model to the device: auto, cpu, cuda or cuda:N; auto, fp32, bf16 or fp16.
 
         The model is taken over: its tower is moved and cast in place.
-        Raises: `DeviceError` where the device is missing or can't run at that precision.
+        Raises: `DeviceError` where the device is missing, has no room for it, or can't run at that precision.
         """
         self._device = find_device(device)
         self.device_name = str(self._device)
@@ -54,8 +54,11 @@ class Encoder:
         if self._device.type == "cuda" and self.precision == "fp32":
             torch.backends.cudnn.allow_tf32 = False  # it is by default, and leaves convolutions 10 bits of 23
         self._self_test = SelfTest(model.tower, model.input)
-        tower = Tower(model, self._device, _DTYPES[self.precision], normalized=normalized)
-        self._runs: _Runs = Cuda(tower) if self._device.type == "cuda" else _Cpu(tower)
+        try:
+            tower = Tower(model, self._device, _DTYPES[self.precision], normalized=normalized)
+            self._runs: _Runs = Cuda(tower) if self._device.type == "cuda" else _Cpu(tower)
+        except RuntimeError as error:  # no memory, no kernels for such a device, or others have it for themselves
+            raise DeviceError(f"{self.device_name} can't take {model.name} in {self.precision}: {error}") from error
 
     @property
     def default_max_batch(self) -> int:

@@ -151,6 +151,8 @@ def nvjpeg_decoder(device_name: str) -> DecodeJpegs:
         raise DeviceError(f"DECODER=nvjpeg needs CUDA, but the device is {device_name}")
 
     def decode(files: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        # torchvision's own stream waits for nobody, and what a resize that failed began may use the same memory.
+        torch.cuda.current_stream(device).synchronize()
         decoded: Sequence[torch.Tensor] = torchvision.io.decode_jpeg(
             list(files), mode=torchvision.io.ImageReadMode.RGB, device=device
         )

@@ -23,6 +23,7 @@ _UNIT = "µs a record"
 _THREADS = ("main", "prepare", "encode", "rdk:")
 _LEAST_RECORDS = 100
 _WORTH_SHOWING_US = 0.5
+_KAFKA_ALONE = "Kafka in and out alone"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,7 @@ _CASES = (
     _Case("60 KB", 60_000, 4_000, 100.0),
     _Case("1 MB", 1_000_000, 300, None),
 )
+_PHOTO = _Case("70 KB", 70_000, 4_000, None)
 
 
 def overhead(size: Size, say: Callable[[str], None]) -> Iterator[Result]:
@@ -70,6 +72,8 @@ def overhead_on(stage: Stage, size: Size, say: Callable[[str], None]) -> Iterato
         for case in _CASES:
             yield from _measure(case, worker, nothing_between, size, say)
             yield from _compare(case, worker, without, size)
+        rounds = [nothing_between.round(_PHOTO.value, _PHOTO.records_at(size)) for _ in range(size.rounds)]
+        yield Measurement(PART, f"{_PHOTO.name}, {_KAFKA_ALONE}", _UNIT, [done.cpu_us() for done in rounds])
 
 
 def _measure(case: _Case, worker: Crew, empty: Crew, size: Size, say: Callable[[str], None]) -> Iterator[Result]:
@@ -81,7 +85,7 @@ def _measure(case: _Case, worker: Crew, empty: Crew, size: Size, say: Callable[[
         spent["all threads"].append(done.cpu_us())
         for thread in _THREADS:
             spent[f"thread {thread.rstrip(':')}"].append(done.cpu_us(thread))
-        spent["Kafka in and out alone"].append(empty.round(value, records).cpu_us())
+        spent[_KAFKA_ALONE].append(empty.round(value, records).cpu_us())
         steps.add(*worker.watched_round(value, records, on_cpu), *worker.watched_round(value, records, holding_gil))
     for name, values in (*spent.items(), *steps.values()):
         yield Measurement(PART, f"{case.name}, {name}", _UNIT, values)

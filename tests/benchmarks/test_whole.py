@@ -32,6 +32,7 @@ def test_the_overhead_of_a_record_is_told_by_thread_and_by_step(stage: Stage) ->
 
     threads = ("all threads", "thread main", "thread prepare", "thread encode", "thread rdk", "Kafka in and out alone")
     assert all(_median(results, f"{size}, {each}") > 0 for size in ("2 KB", "60 KB", "1 MB") for each in threads)
+    assert _median(results, "70 KB, Kafka in and out alone") > 0
     assert _median(results, "2 KB, all threads") < 3_000
 
 

@@ -1,5 +1,7 @@
 """The encoder's numbers against open_clip's own preprocessing and encode_image."""
 
+from typing import NoReturn
+
 import numpy as np
 import numpy.typing as npt
 import open_clip
@@ -162,6 +164,18 @@ def _run_out_of_memory_over_one(_: object, inputs: tuple[torch.Tensor], __: obje
 def test_fp16_on_the_cpu_is_an_error() -> None:
     with pytest.raises(DeviceError, match="PRECISION=fp16 needs CUDA"):
         Encoder(load_model("ViT-S-32-alt", "random"), "cpu", "fp16", normalized=False)
+
+
+def test_a_device_that_has_no_room_for_the_model_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_model("ViT-S-32-alt", "random")
+    monkeypatch.setattr(model.tower, "to", _find_no_room)
+
+    with pytest.raises(DeviceError, match=r"cpu can't take ViT-S-32-alt.* in fp32: no room"):
+        Encoder(model, "cpu", "fp32", normalized=False)
+
+
+def _find_no_room(*_: object, **__: object) -> NoReturn:
+    raise torch.OutOfMemoryError("no room")
 
 
 def test_a_device_that_is_not_there_is_named() -> None:

@@ -61,6 +61,8 @@ def main(device: str, scale: float, rounds: int, model: str, path: Path | None) 
     """Measure one GPU; end with 1 where a goal is missed."""
     if device != "cpu" and not torch.cuda.is_available():
         raise click.ClickException("no CUDA device; --device cpu --scale 0.01 is the dry run")
+    if device != "cpu":
+        torch.cuda.set_device(device)
     machine, size, host = Machine(device, model), Size(rounds, scale), this_machine()
     for line in (str(machine), *host.lines()):
         click.echo(line)

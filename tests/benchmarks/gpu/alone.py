@@ -21,6 +21,7 @@ def alone(machine: Machine, size: Size, say: Callable[[str], None]) -> Iterator[
     """Yield images/s of the worker's tower, eager, in a graph and compiled."""
     device = torch.device(machine.device)
     for precision in machine.precisions:
+        torch.backends.cudnn.allow_tf32 = precision != "fp32"  # as in the worker's encoder
         tower = Tower(machine.load(), device, _DTYPES[precision], normalized=False)
         for batch in machine.batches:
             say(f"{precision}, batches of {batch}")

@@ -13,6 +13,7 @@ from worker.images import Fast, Reference
 from worker.nvjpeg import NvJpeg, nvjpeg_decoder
 from worker.prepare import Preprocess
 
+PART = "preparation"
 UNIT = "images/s"
 MAX_PIXELS = 50_000_000
 _ROUND_S = 1.0
@@ -26,12 +27,13 @@ def preparing(machine: Machine, size: Size, say: Callable[[str], None]) -> Itera
     for name in SIDES:
         for threads in sorted({1, machine.cores}):
             say(f"{name}, {threads} threads")
-            yield _rate(f"fast, {name}, {threads} threads", fast, jpegs(name), threads, size)
+            yield _rate(PART, f"fast, {name}, {threads} threads", fast, jpegs(name), threads, size)
 
 
 def per_core(results: Sequence[Result], name: str) -> float:
     """Return the images/s that one thread prepares of this kind of picture."""
-    [found] = [it for it in results if isinstance(it, Measurement) and it.name == f"fast, {name}, 1 threads"]
+    measured = [it for it in results if isinstance(it, Measurement) and it.part == PART]
+    [found] = [it for it in measured if it.name == f"fast, {name}, 1 threads"]
     return found.median
 
 
@@ -46,10 +48,10 @@ def decoding(machine: Machine, size: Size, say: Callable[[str], None]) -> Iterat
         for threads in (1, machine.cores, _THREADS_A_CORE * machine.cores):
             say(f"{name}, {threads} threads")
             measured = [
-                _rate(f"{way}, {name}, {threads} threads", prepare, files, threads, size)
+                _rate("decoding", f"{way}, {name}, {threads} threads", prepare, files, threads, size)
                 for way, prepare in (("nvjpeg", nvjpeg), ("fast", fast))
             ]
-            yield from (Measurement("decoding", it.name, it.unit, it.values) for it in measured)
+            yield from measured
             ratio = measured[0].median / measured[1].median
             yield Bound("decoding", f"nvjpeg against fast, {name}, {threads} threads", ratio)
         yield from _distances("nvjpeg", nvjpeg, reference, files)
@@ -64,7 +66,7 @@ def _distances(way: str, prepare: Preprocess, reference: Preprocess, files: Sequ
     yield Measurement("distances", f"{way} from reference, mean", "levels", [float(it.mean()) for it in levels])
 
 
-def _rate(name: str, prepare: Preprocess, files: Sequence[bytes], threads: int, size: Size) -> Measurement:
+def _rate(part: str, name: str, prepare: Preprocess, files: Sequence[bytes], threads: int, size: Size) -> Measurement:
     """Let every thread prepare all files in turn, for as long as a round is."""
     values = []
     with ThreadPoolExecutor(threads) as pool:
@@ -74,7 +76,7 @@ def _rate(name: str, prepare: Preprocess, files: Sequence[bytes], threads: int, 
             counts = [pool.submit(_prepare_until, prepare, files, first, until_s) for first in range(threads)]
             done = sum(count.result() for count in counts)
             values.append(done / (time.perf_counter() - begun_s))
-    return Measurement("preparation", name, UNIT, values)
+    return Measurement(part, name, UNIT, values)
 
 
 def _prepare_until(prepare: Preprocess, files: Sequence[bytes], first: int, until_s: float) -> int:
