@@ -5,6 +5,7 @@ Measured reasons for the defaults are in the README, "Decisions".
 
 import logging
 import os
+import secrets
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ Properties = dict[str, Any]
 
 # A dead letter carries the input record and the dlq.* headers.
 HEADER_ROOM_BYTES = 64 * 1024
+_OF_THIS_PROCESS = secrets.token_hex(4)  # containers may share the host's name, and each counts processes from 1
 _LARGEST_MESSAGE_BYTES = 1_000_000_000  # librdkafka's own maximum: the topic's limit decides, not the client's
 
 # https://github.com/confluentinc/librdkafka/blob/master/CONFIGURATION.md: what is marked C or P there
@@ -114,7 +116,7 @@ def guarded(what: str) -> Iterator[None]:
 
 def client_id() -> str:
     """Return a name of this process: equal ones made cooperative rebalances endless (librdkafka #4783)."""
-    return f"clip-worker-{socket.gethostname()}-{os.getpid()}"
+    return f"clip-worker-{socket.gethostname()}-{os.getpid()}-{_OF_THIS_PROCESS}"
 
 
 def common_properties(settings: Settings) -> Properties:

@@ -41,6 +41,9 @@ class Consumes(Protocol):
     def rewind(self, positions: Mapping[int, int]) -> None:
         """Let the next records of these partitions be those at these offsets."""
 
+    def note_committed(self, positions: Mapping[int, int]) -> None:
+        """Note the next offset of each partition that the group has."""
+
     def pause(self) -> None:
         """Poll no records from what is assigned."""
 
@@ -327,6 +330,7 @@ class Loop:
             self._next_checkpoint_s = self._clock() + again_s
             return again_s
         self.checkpoints += 1
+        self._source.note_committed(self._committing)
         self._committed.update(self._committing)
         self._positions = dict(self._positions.items() - self._committing.items())
         self._committing.clear()

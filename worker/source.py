@@ -192,6 +192,11 @@ class Source:
             if not (refusal.code() in _COMMIT_AGAIN or refusal.retriable()):
                 self._failure = self._failure or failure(f"commit of the {self._name}", refusal)
 
+    def note_committed(self, positions: Mapping[int, int]) -> None:
+        """Note what the group has, for the lag: a transaction commits offsets of which the consumer isn't told."""
+        with suppress(KafkaException):  # of what isn't assigned any more there is no lag
+            self._consumer.store_offsets(offsets=self.offsets(positions))
+
     def rewind(self, positions: Mapping[int, int]) -> None:
         """Let the next records of these partitions be those at these offsets.
 
@@ -273,7 +278,7 @@ class Source:
             GroupState(
                 joined=group.get("state") == "up" and group.get("join_state") == "steady",
                 silent_s=min(silent_us, default=float("inf")) / 1e6,
-                lag={it["partition"]: it["consumer_lag"] for it in partitions if it["consumer_lag"] >= 0},
+                lag={it["partition"]: lag for it in partitions if (lag := _lag(it)) is not None},
             )
         )
 
@@ -290,6 +295,12 @@ class Source:
             headers=headers or (),
             headers_readable=headers is not None,
         )
+
+
+def _lag(partition: Mapping[str, int]) -> int | None:
+    """Return how many records the group hasn't committed, by what was noted of this session, else by what it had."""
+    lags = [lag for lag in (partition["consumer_lag"], partition["consumer_lag_stored"]) if lag >= 0]
+    return min(lags, default=None)
 
 
 def read_headers(message: Message) -> Headers | None:

@@ -46,9 +46,11 @@ def main(chosen: tuple[str, ...], rounds: int, scale: float, file: Path) -> None
     machine, size = this_machine(), Size(rounds, scale)
     for line in machine.lines():
         click.echo(line)
-    results = [result for name in chosen or PARTS for result in PARTS[name](size, partial(_say, name))]
+    results: list[Result] = []
+    for name in chosen or PARTS:
+        results += PARTS[name](size, partial(_say, name))
+        write_json(file, {"machine": asdict(machine), "size": asdict(size)}, results)
     show(results)
-    write_json(file, {"machine": asdict(machine), "size": asdict(size)}, results)
     click.echo(f"medians of {rounds} rounds at scale {scale:g}, also in {file}")
     if wrong := off(results):
         raise click.ClickException(f"off: {', '.join(wrong)}")

@@ -16,10 +16,12 @@ from worker.encoder import Encoder
 from worker.images import Fast
 from worker.records import Pixels
 from worker.settings import Settings
+from worker.system import prefer_throughput
 
 _IN_TIME_S = 120
 _MAX_PIXELS = 50_000_000
 _MEASURED_S = 1.0
+_MODEL_MEASURED_S = 4.0  # a batch takes a good part of a second
 
 
 class Alone:
@@ -27,18 +29,18 @@ class Alone:
 
     def __init__(self, connection: Connection, scale: float) -> None:
         self._connection = connection
-        self._seconds = _MEASURED_S * scale
+        self._scale = scale
 
     def preparation_s(self, image: bytes | Pixels) -> float:
         """Return the seconds that decoding and resizing a picture takes on one core."""
-        return self._ask(image)
+        return self._ask(image, _MEASURED_S)
 
     def model_s(self, batch: int) -> float:
         """Return the seconds that the real model, untrained, takes for a batch."""
-        return self._ask(batch)
+        return self._ask(batch, _MODEL_MEASURED_S)
 
-    def _ask(self, question: bytes | Pixels | int) -> float:
-        self._connection.send((question, self._seconds))
+    def _ask(self, question: bytes | Pixels | int, seconds: float) -> float:
+        self._connection.send((question, seconds * self._scale))
         assert self._connection.poll(_IN_TIME_S), "no answer"
         answer: float = self._connection.recv()
         return answer
@@ -60,6 +62,7 @@ def alone(cores: Cores, scale: float) -> Iterator[Alone]:
 
 def _answer(cores: Cores, connection: Connection) -> None:
     pin(cores)
+    prefer_throughput()  # as the workers do
     prepare = Fast(MODEL_INPUT, GEOMETRY, _MAX_PIXELS)
     with suppress(EOFError):
         while True:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from tests.benchmarks.report import Bound, Measurement, Result, Size
-from tests.benchmarks.timing import interleave, ratio
+from tests.benchmarks.timing import interleave, ratios
 from worker.encoder import Encoder
 from worker.processor import bf16_unit
 from worker.weights import RANDOM, Model, load_model
@@ -38,7 +38,7 @@ def model(size: Size, say: Callable[[str], None]) -> Iterator[Result]:
             name = f"{MODEL} on the CPU, {precision}, batch {batch}"
             yield Measurement(PART, name, "images/s", [batch / one for one in took_s])
         least = _LEAST_OF_BF16 if bf16_unit() is not None and size.scale >= 1 else None
-        yield Bound(PART, f"bf16 to fp32, {MODEL}, batch {batch}", ratio(seconds["fp32"], seconds["bf16"]), least)
+        yield Bound(PART, f"bf16 to fp32, {MODEL}, batch {batch}", ratios(seconds["fp32"], seconds["bf16"]), least)
     yield from _compiled(loaded, size, say)
 
 
@@ -57,7 +57,7 @@ def _compiled(loaded: Model, size: Size, say: Callable[[str], None]) -> Iterator
     for kind, took_s in seconds.items():
         name = f"{MODEL} on the CPU, fp32, batch {COMPILED_BATCH}, the tower alone, {kind}"
         yield Measurement(PART, name, "images/s", [COMPILED_BATCH / one for one in took_s])
-    yield Bound(PART, f"compiled to eager, fp32, batch {COMPILED_BATCH}", ratio(seconds["eager"], seconds["compiled"]))
+    yield Bound(PART, f"compiled to eager, fp32, batch {COMPILED_BATCH}", ratios(seconds["eager"], seconds["compiled"]))
 
 
 @torch.inference_mode()

@@ -17,8 +17,12 @@ Picture = bytes | Pixels
 
 @cache
 def photograph(width: int, height: int) -> Image.Image:
+    """Return the photograph made smaller, or mirrored at its edges: enlarged it would be smoother than any."""
     pixels: Pixels = getattr(data, PHOTOGRAPH)()
-    return Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS)
+    if width <= pixels.shape[1] and height <= pixels.shape[0]:
+        return Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS)
+    missing = [(0, max(0, side - own)) for side, own in zip((height, width), pixels.shape, strict=False)]
+    return Image.fromarray(np.pad(pixels, (*missing, (0, 0)), "symmetric")[:height, :width])
 
 
 def picture(kind: str, width: int, height: int) -> Picture:

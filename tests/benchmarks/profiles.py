@@ -1,7 +1,8 @@
 """Where the time of the main thread and of the encode thread goes, and how much of it the GIL is held.
 
 The worker does 500×375 JPEGs for a simulated device of 2,000 images/s. Samples of py-spy from outside, in rounds of
-their own: what is on a core, and what holds the GIL. Shares are of the round's time.
+their own: what is runnable (on a core, or waiting for one), and what holds the GIL. Shares are of the time from the
+first output to the last.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from schemas.document import pack_document
 from tests.benchmarks import simulated
 from tests.benchmarks.pictures import jpeg
-from tests.benchmarks.pyspy import RATE_HZ, Samples, holding_gil, on_cpu
+from tests.benchmarks.pyspy import RATE_HZ, Samples, holding_gil, runnable
 from tests.benchmarks.report import Measurement, Result, Size
 from tests.benchmarks.stage import Round, Stage, opened
 
@@ -36,17 +37,17 @@ def profile_on(stage: Stage, size: Size, say: Callable[[str], None]) -> Iterator
     records = max(_LEAST_RECORDS, round(_RECORDS * size.scale))
     with stage.crew(simulated.MODULE, env=_DEVICE) as crew:
         crew.warm_up(value)
-        running = [crew.watched_round(value, records, on_cpu) for _ in range(size.rounds)]
+        running = [crew.watched_round(value, records, runnable) for _ in range(size.rounds)]
         holding = [crew.watched_round(value, records, holding_gil) for _ in range(size.rounds)]
-    held = [samples.seconds / done.wall_s * 100 for done, samples in holding]
+    held = [samples.seconds / done.seconds * 100 for done, samples in holding]
     yield Measurement(PART, "the GIL is held", _UNIT, held)
     for thread in _THREADS:
         on_core = [_shares(each, thread, Samples.by_step) for each in running]
         with_gil = [_shares(each, thread, Samples.by_step) for each in holding]
-        yield from _measurements(f"{thread}, step", "on a core", on_core, _FUNCTIONS_SHOWN)
+        yield from _measurements(f"{thread}, step", "runnable", on_core, _FUNCTIONS_SHOWN)
         yield from _measurements(f"{thread}, step", "holding the GIL", with_gil, _FUNCTIONS_SHOWN)
         functions = [_shares(each, thread, Samples.by_function) for each in running]
-        yield from _measurements(f"{thread}, function", "on a core, itself", functions, _FUNCTIONS_SHOWN)
+        yield from _measurements(f"{thread}, function", "runnable, itself", functions, _FUNCTIONS_SHOWN)
 
 
 def _shares(
@@ -54,7 +55,9 @@ def _shares(
 ) -> Mapping[str, float]:
     done, samples = watched
     return {
-        name: seconds / done.wall_s * 100 for (its_thread, name), seconds in by(samples).items() if its_thread == thread
+        name: seconds / done.seconds * 100
+        for (its_thread, name), seconds in by(samples).items()
+        if its_thread == thread
     }
 
 

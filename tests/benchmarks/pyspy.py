@@ -1,4 +1,4 @@
-"""Where threads' time goes, by py-spy from outside: samples of what runs on a core, or of what holds the GIL.
+"""Where threads' time goes, by py-spy from outside: samples of what is runnable, or of what holds the GIL.
 
 py-spy reads another process's memory: it needs Linux's right to trace it, that is root, CAP_SYS_PTRACE, or
 `/proc/sys/kernel/yama/ptrace_scope` at 0.
@@ -73,8 +73,8 @@ class Samples:
 
 
 @contextmanager
-def on_cpu(pid: int) -> Iterator[Samples]:
-    """Sample which of Python's threads run on a core; the samples are there at the end."""
+def runnable(pid: int) -> Iterator[Samples]:
+    """Sample which of Python's threads run on a core, or wait for one; the samples are there at the end."""
     with _recording(pid, ()) as samples:
         yield samples
 
@@ -104,7 +104,9 @@ def _recording(pid: int, options: Sequence[str]) -> Iterator[Samples]:
         finally:
             process.send_signal(signal.SIGINT)
             process.wait()
-        samples.stacks.update(dict(map(read_stack, found.read_text().splitlines())) if found.exists() else {})
+        for line in found.read_text().splitlines() if found.exists() else ():
+            stack, count = read_stack(line)
+            samples.stacks[stack] += count  # two threads of one name may be at the same
 
 
 def _program() -> str:

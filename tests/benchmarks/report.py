@@ -41,13 +41,23 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """A ratio that has to be reached, or not exceeded; where it has neither limit it is only shown."""
+    """A ratio, once a round, whose median has to be reached, or not exceeded; without a limit it is only shown."""
 
     part: str
     name: str
-    ratio: float
+    ratios: Sequence[float]
     at_least: float | None = None
     at_most: float | None = None
+
+    @property
+    def ratio(self) -> float:
+        """Return what is reported."""
+        return statistics.median(self.ratios)
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """Return the least and the most: the noise."""
+        return min(self.ratios), max(self.ratios)
 
     @property
     def holds(self) -> bool:
@@ -82,10 +92,11 @@ def off(results: Sequence[Result]) -> list[str]:
 
 
 def _bounds_table(results: Sequence[Result]) -> Table:
-    table = Table("part", "ratio of", "is", "has to be", "", title="Ratios")
+    table = Table("part", "ratio of", "median", "least … most", "has to be", "", title="Ratios")
     for bound in results:
         if isinstance(bound, Bound):
-            table.add_row(bound.part, bound.name, f"{bound.ratio:.3g}", _limits(bound), _verdict(bound))
+            ratio, spread = f"{bound.ratio:.3g}", _spread(bound, 3)
+            table.add_row(bound.part, bound.name, ratio, spread, _limits(bound), _verdict(bound))
     return table
 
 
@@ -93,15 +104,23 @@ def _measurements_table(results: Sequence[Result]) -> Table:
     table = Table("part", "measured", "median", "unit", "least … most", "rounds", title="Measured")
     for one in results:
         if isinstance(one, Measurement):
-            least, most = one.spread
-            spread = f"{least:.4g} … {most:.4g}"
-            table.add_row(one.part, one.name, f"{one.median:.4g}", one.unit, spread, str(len(one.values)))
+            median, rounds = f"{one.median:.4g}", str(len(one.values))
+            table.add_row(one.part, one.name, median, one.unit, _spread(one, 4), rounds)
     return table
+
+
+def _spread(result: Result, digits: int) -> str:
+    least, most = result.spread
+    return f"{least:.{digits}g} … {most:.{digits}g}"
 
 
 def _as_json(results: Sequence[Result]) -> Mapping[str, Sequence[Mapping[str, object]]]:
     return {
-        "bounds": [asdict(bound) | {"holds": bound.holds} for bound in results if isinstance(bound, Bound)],
+        "bounds": [
+            asdict(bound) | {"ratios": list(bound.ratios), "ratio": bound.ratio, "holds": bound.holds}
+            for bound in results
+            if isinstance(bound, Bound)
+        ],
         "measurements": [
             asdict(one) | {"values": list(one.values), "median": one.median}
             for one in results

@@ -8,9 +8,8 @@ forked from a process that has imported everything. Times of output are those at
 import os
 import signal
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, TypeVar
@@ -46,7 +45,11 @@ class Round:
 
     appended_ms: Sequence[int]
     cpu_s: Mapping[str, float]
-    wall_s: float
+
+    @property
+    def seconds(self) -> float:
+        """Return the time from the first output to the last."""
+        return max(1, self.appended_ms[-1] - self.appended_ms[0]) / 1000
 
     @property
     def rate(self) -> float:
@@ -144,7 +147,8 @@ class Crew:
     def round(self, value: bytes, records: int) -> Round:
         """Fill the topic with records of one value, then let the workers do them all."""
         self._fill(value, records)
-        return self._do(records)
+        cpu_s = self._do()
+        return Round(self._read_appended_ms(records), cpu_s)
 
     def watched_round(
         self, value: bytes, records: int, watch: Callable[[int], AbstractContextManager[Seen]]
@@ -152,16 +156,15 @@ class Crew:
         """Do the same while the first worker's process is watched."""
         self._fill(value, records)
         with watch(self.workers[0].pid) as seen:
-            done = self._do(records)
-        return done, seen
+            cpu_s = self._do()
+        return Round(self._read_appended_ms(records), cpu_s), seen
 
-    def _do(self, records: int) -> Round:
-        before_s, begun_s = self._cpu_s(), time.monotonic()
+    def _do(self) -> Mapping[str, float]:
+        """Let the workers work until all is committed; return the seconds of CPU that they took."""
+        before_s = self._cpu_s()
         with self.working():
             self.wait_until_committed()
-        wall_s, after_s = time.monotonic() - begun_s, self._cpu_s()
-        cpu_s = {name: spent_s - before_s.get(name, 0.0) for name, spent_s in after_s.items()}
-        return Round(self._read_appended_ms(records), cpu_s, wall_s)
+        return {name: spent_s - before_s.get(name, 0.0) for name, spent_s in self._cpu_s().items()}
 
     @contextmanager
     def working(self) -> Iterator[None]:
@@ -256,8 +259,9 @@ def cpu_s(pid: int) -> dict[str, float]:
     """
     spent: dict[str, float] = {}
     for task in Path(f"/proc/{pid}/task").iterdir():
-        name = (task / "comm").read_text().strip()
-        spent[name] = spent.get(name, 0.0) + int((task / "schedstat").read_text().split()[0]) / _NS
+        with suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+            name = (task / "comm").read_text().strip()
+            spent[name] = spent.get(name, 0.0) + int((task / "schedstat").read_text().split()[0]) / _NS
     return spent
 
 

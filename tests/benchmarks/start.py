@@ -51,7 +51,7 @@ def start(size: Size, say: Callable[[str], None]) -> Iterator[Result]:
     for step in starts[0]:
         yield Measurement(PART, step, "s", [one[step] for one in starts])
     median = Measurement(PART, "", "s", [one["exec to ready"] for one in starts]).median
-    yield Bound(PART, "seconds from exec to ready", median, at_most=_MOST_S if whole else None)
+    yield Bound(PART, "seconds from exec to ready", [median], at_most=_MOST_S if whole else None)
 
 
 def _write_weights(model: str, file: Path) -> Sequence[str]:

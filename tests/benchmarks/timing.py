@@ -1,6 +1,5 @@
 """Several ways to the same, timed in turn: what else the machine does falls on all of them."""
 
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -41,9 +40,9 @@ def on_one_core(work: Callable[[], _T]) -> _T:
         torch.set_num_threads(threads)
 
 
-def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
-    """Return the median of how many times as long `slow` took, round by round."""
-    return statistics.median(one / other for one, other in zip(slow, fast, strict=True))
+def ratios(slow: Sequence[float], fast: Sequence[float]) -> Sequence[float]:
+    """Return how many times as long `slow` took, round by round."""
+    return [one / other for one, other in zip(slow, fast, strict=True)]
 
 
 def _repeats(way: Way, clock: Clock, round_s: float) -> int:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from tests.benchmarks import simulated
 from tests.benchmarks.pictures import jpeg
 from tests.benchmarks.report import Bound, Measurement, Result, Size
 from tests.benchmarks.stage import REAL, Crew, Stage, opened
+from tests.benchmarks.timing import ratios
 from tests.broker.instant_worker import MODEL_INPUT
 from worker.records import Pixels
 
@@ -101,6 +101,7 @@ class _Run:
     rates: list[float] = field(default_factory=list)
     rooflines: list[float] = field(default_factory=list)
     idle_shares: list[float] = field(default_factory=list)
+    busy_percent: list[float] = field(default_factory=list)
 
     @property
     def value(self) -> bytes:
@@ -111,6 +112,7 @@ class _Run:
         self.timeline.write_bytes(b"")
         done = self.crew.round(self.value, max(_LEAST_RECORDS, round(self.case.records * scale)))
         self.rates.append(done.rate)
+        self.busy_percent.append(done.cpu_us() * done.rate / len(stage.worker_cores) / 1e4)
         self.rooflines.append((before + self.case.roofline(stage)) / 2)
         if self.case.device is not None:
             self.idle_shares.append(simulated.idle_share(self.timeline.read_text().splitlines()))
@@ -119,11 +121,11 @@ class _Run:
         case = self.case
         yield Measurement(PART, f"{case.name}: worker", "images/s", self.rates)
         yield Measurement(PART, f"{case.name}: roofline", "images/s", self.rooflines)
-        ratio = median(rate / roofline for rate, roofline in zip(self.rates, self.rooflines, strict=True))
-        yield Bound(PART, f"{case.name}: worker of roofline", ratio, at_least=case.at_least)
+        yield Measurement(PART, f"{case.name}: the workers' cores are busy", "%", self.busy_percent)
+        yield Bound(PART, f"{case.name}: worker of roofline", ratios(self.rates, self.rooflines), case.at_least)
         if self.idle_shares:
-            idle = median(self.idle_shares)
-            yield Bound(PART, f"{case.name}: share of time without a batch", idle, at_most=case.at_most_idle)
+            name = f"{case.name}: share of time without a batch"
+            yield Bound(PART, name, self.idle_shares, at_most=case.at_most_idle)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ else this machine's own Java from jars that Maven fetches once; both are the sam
 """
 
 import json
+import os
 import random
 import re
 import shutil
@@ -279,6 +280,9 @@ class DockerKafka:
         environment |= {"CLUSTER_ID": CLUSTER_ID, "KAFKA_HEAP_OPTS": _JAVA_OPTIONS[0]}
         self._container = DockerContainer(f"apache/kafka:{VERSION}", env=environment)
         self._container.with_network(network).with_network_aliases(place.host)
+        cores: set[int] = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+        if 0 < len(cores) < (os.cpu_count() or 1):  # a benchmark keeps to some of them, and so has its broker
+            self._container.with_kwargs(cpuset_cpus=",".join(map(str, sorted(cores))))
         # The same port inside and outside: the broker calls itself by the address that it gives to its clients.
         port = place.client_port
         self._container.ports[f"{port}/tcp"] = ("127.0.0.1", port)  # type: ignore[assignment]  # Docker takes both

@@ -135,6 +135,17 @@ def test_check_says_what_is_wrong_and_how_to_mend_it(user: User) -> None:
     assert f"run would not work: limits of {user.topics.input}" in said
 
 
+def test_check_names_a_decoder_that_the_device_lacks(user: User) -> None:
+    user.says("topics")
+
+    result = user.runs(
+        "check", "--weights", "random", "--model", "ViT-S-32-alt", "--device", "cpu", "--decoder", "nvjpeg"
+    )
+
+    assert result.exit_code == 1
+    assert "DECODER=nvjpeg needs CUDA, but the device is cpu" in " ".join(result.output.split())
+
+
 def test_check_names_topics_that_are_missing(user: User) -> None:
     result = user.runs("check", "--weights", "random", "--model", "ViT-S-32-alt")
 

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import signal
 import socket
 import time
@@ -455,7 +456,7 @@ def test_a_record_at_fault_becomes_one_dead_letter(mixed: Mixed, name: str) -> N
         "dlq.timestamp": str(original.timestamp()[1]),
         "dlq.group": group_of(mixed.topics),
     }
-    assert worker.startswith("clip-worker-")
+    assert re.fullmatch(r"clip-worker-.+-\d+-[0-9a-f]{8}", worker)
     assert 1 <= len(detail.encode()) <= 1024
     assert len(detail.splitlines()) == 1
     kind, timestamp_ms = letter.timestamp()
@@ -576,6 +577,21 @@ def test_every_metric_of_the_worker_is_scraped(mixed: Mixed) -> None:
 def labelled(found: Mapping[tuple[str, ...], float], name: str) -> dict[str, float]:
     """Return the samples of one name by the value of their one label."""
     return {labels[0]: value for (each, *labels), value in found.items() if each == name}
+
+
+@pytest.mark.parametrize("delivery", ["at-least-once", "exactly-once"])
+def test_the_lag_is_what_the_group_has_not_committed(kafka: Kafka, topics: Topics, delivery: str) -> None:
+    def lags(worker: Worker) -> Mapping[str, float]:
+        return labelled(samples(worker.get("/metrics")[1]), "clip_worker_lag_records")
+
+    produce(kafka.bootstrap_servers, topics.input, good_records(400))
+
+    slow = ("--delivery", delivery, "--max-batch", "1")
+    with running_worker(kafka, topics, *slow, env={DELAY: "0.01"}) as worker:
+        worker.wait_until(lambda: 0 < sum(lags(worker).values()) < 400, WORK_TIMEOUT_S, "some of it is committed")
+        wait_until_committed(kafka, topics, worker)
+        nothing = {str(partition): 0 for partition in range(PARTITIONS)}
+        worker.wait_until(lambda: lags(worker) == nothing, WORK_TIMEOUT_S, "no lag in any partition")
 
 
 def test_the_metrics_count_outcomes_reasons_and_images(mixed: Mixed) -> None:

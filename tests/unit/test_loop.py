@@ -42,6 +42,7 @@ class _Source:
     events: list[tuple[object, ...]]
     coming: list[tuple[float, Record | Rebalance | Exception]] = field(default_factory=list)
     polls: list[float] = field(default_factory=list)
+    noted: dict[int, int] = field(default_factory=dict)
     assignment: set[int] = field(default_factory=set)
     paused: set[int] = field(default_factory=set)
     log: list[Record] = field(default_factory=list)
@@ -69,6 +70,9 @@ class _Source:
             return None
         self.clock.now_s += timeout_s
         return None
+
+    def note_committed(self, positions: Mapping[int, int]) -> None:
+        self.noted.update(positions)
 
     def rewind(self, positions: Mapping[int, int]) -> None:
         """Let what was given since these positions come again, before all else."""
@@ -253,7 +257,7 @@ def test_outcomes_are_handed_on_in_order_and_the_offset_after_the_last_is_commit
     session.run(until_s=2)
 
     assert session.delivery.sent == records
-    assert session.delivery.last == {0: 9, 1: 42}
+    assert session.delivery.last == session.source.noted == {0: 9, 1: 42}
     assert session.loop.positions == {}
 
 

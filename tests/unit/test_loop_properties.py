@@ -271,6 +271,9 @@ class _Source:
             world.now_s += min(timeout_s, 10 * TURN_S)
         return record
 
+    def note_committed(self, positions: Mapping[int, int]) -> None:
+        assert set(positions) <= self.owned
+
     def rewind(self, positions: Mapping[int, int]) -> None:
         assert set(positions) <= self.owned
         self._current = {

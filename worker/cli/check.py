@@ -18,6 +18,7 @@ from worker.cli.run import load_encoder
 from worker.clients import Admin, check_properties, tool_admin
 from worker.encoder import Encoder
 from worker.errors import WorkerError
+from worker.nvjpeg import nvjpeg_decoder
 from worker.processor import bf16_unit
 from worker.settings import Settings, read_settings
 from worker.slots import Wait
@@ -139,6 +140,9 @@ def _look_at_model(settings: Settings) -> Iterator[Finding]:
     rate = _images_s(encoder, max_batch)
     said = f"{encoder.device_name} in {encoder.precision}, {rate:.0f} images/s in batches of {max_batch}"
     yield Finding("device", fine=True, said=said)
+    if settings.decoder == "nvjpeg":
+        nvjpeg_decoder(encoder.device_name)
+        yield Finding("decoder", fine=True, said="nvjpeg")
 
     def bf16_to_fp32() -> float:
         return _images_s(load_encoder(settings.model_copy(update={"precision": "bf16"})), max_batch) / rate

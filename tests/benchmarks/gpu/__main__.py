@@ -44,11 +44,11 @@ def goals(machine: Machine, results: Sequence[Result]) -> Iterator[Result]:
     at_least = (lambda limit: limit) if machine.is_cuda else (lambda _: None)
     said = "" if machine.is_cuda else ", not checked"
     for name, reached in {PART: model, **whole_of}.items():
-        yield Bound("goals", f"{name} ≥ {GOALS[name]:.0f} images/s{said}", reached / GOALS[name], at_least(1.0))
+        yield Bound("goals", f"{name} ≥ {GOALS[name]:.0f} images/s{said}", [reached / GOALS[name]], at_least(1.0))
     for name, reached in whole_of.items():
         roofline = min(model, per_core(results, name) * machine.cores)
         yield Measurement("roofline", f"{name}: min(model, preparation per core × cores)", "images/s", [roofline])
-        yield Bound("goals", f"{name} of its roofline{said}", reached / roofline, at_least(OF_THE_ROOFLINE))
+        yield Bound("goals", f"{name} of its roofline{said}", [reached / roofline], at_least(OF_THE_ROOFLINE))
 
 
 @click.command()

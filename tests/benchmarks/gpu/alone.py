@@ -65,8 +65,8 @@ def tricks(machine: Machine, size: Size, say: Callable[[str], None]) -> Iterator
     measured = rates("tricks", ways, batch, UNIT, size)
     yield from measured
     first, second, third = measured
-    yield Bound("tricks", "channels-last memory", second.median / first.median)
-    yield Bound("tricks", "QuickGELU folded into the weights", third.median / second.median)
+    yield Bound("tricks", "channels-last memory", [second.median / first.median])
+    yield Bound("tricks", "QuickGELU folded into the weights", [third.median / second.median])
     yield from _normalisation(machine, dtype, third, size)
 
 
@@ -83,7 +83,7 @@ def _normalisation(machine: Machine, dtype: torch.dtype, tower: Measurement, siz
     measured = rates("tricks", ways, machine.max_batch, UNIT, size)
     yield from measured
     four_s, one_s, tower_s = (1 / measurement.median for measurement in (*measured, tower))
-    yield Bound("tricks", "normalisation in one pass", (tower_s + four_s) / (tower_s + one_s))
+    yield Bound("tricks", "normalisation in one pass", [(tower_s + four_s) / (tower_s + one_s)])
 
 
 def best_of(results: list[Result]) -> float:

@@ -37,8 +37,8 @@ def copies(machine: Machine, size: Size, say: Callable[[str], None]) -> Iterator
     measured = rates("copies", ways, batch * batches, UNIT, size)
     yield from measured
     one, deep, from_pageable = (measurement.median for measurement in measured)
-    yield Bound("tricks", "a second slot, copied into beside the model", deep / one)
-    yield Bound("tricks", "pinned memory", deep / from_pageable)
+    yield Bound("tricks", "a second slot, copied into beside the model", [deep / one])
+    yield Bound("tricks", "pinned memory", [deep / from_pageable])
     if machine.is_cuda:
         yield from _small_batches(machine, encoder, pinned, size)
 
@@ -70,7 +70,7 @@ def _small_batches(machine: Machine, encoder: Encoder, pinned: Pixels, size: Siz
         measured = rates("small batches", ways, images * batches, UNIT, size)
         yield from measured
         with_graphs, eager = measured
-        yield Bound("tricks", f"CUDA graphs of a few sizes, {images} images", with_graphs.median / eager.median)
+        yield Bound("tricks", f"CUDA graphs of a few sizes, {images} images", [with_graphs.median / eager.median])
 
 
 def _chain(encoder: Encoder, pixels: Pixels, depth: int, batches: int) -> Callable[[], object]:

@@ -53,7 +53,7 @@ def decoding(machine: Machine, size: Size, say: Callable[[str], None]) -> Iterat
             ]
             yield from measured
             ratio = measured[0].median / measured[1].median
-            yield Bound("decoding", f"nvjpeg against fast, {name}, {threads} threads", ratio)
+            yield Bound("decoding", f"nvjpeg against fast, {name}, {threads} threads", [ratio])
         yield from _distances("nvjpeg", nvjpeg, reference, files)
         yield from _distances("fast", fast, reference, files)
 

@@ -50,6 +50,9 @@ class LoopedSource:
         value = self._values[offset % len(self._values)]
         return Record("looped", 0, offset, b"key", value, timestamp_ms=None, headers=())
 
+    def note_committed(self, positions: Mapping[int, int]) -> None:
+        """Do nothing: nobody asks for the lag."""
+
     def rewind(self, positions: Mapping[int, int]) -> None:
         """Never happens without transactions."""
 
