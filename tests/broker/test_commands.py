@@ -381,3 +381,35 @@ def test_publish_names_a_folder_without_images(user: User, tmp_path: Path) -> No
 
     assert result.exit_code == 1
     assert f"no image file below {tmp_path}" in result.output
+
+
+def test_the_readme_s_consumer_shows_embeddings_and_deletions(user: User, tmp_path: Path) -> None:
+    user.says("topics")
+    origin = Origin("m", "fast", normalized=False)
+    nothing_at_the_root = pack_embedding(Document("album"), np.zeros((0, 512), np.float32), origin)
+    cat = pack_embedding(Document("cat", image=memoryview(b"-")), np.full((1, 512), 0.5, np.float32), origin)
+    records = [Sent(b"album", nothing_at_the_root), Sent(b"cat", cat), Sent(b"dog", None)]
+    produce(user.kafka.bootstrap_servers, user.topics.output, records)
+    marked = "<!-- a consumer with msgpack and numpy alone -->\n```python\n"
+    example = (ROOT / "README.md").read_text().partition(marked)[2]
+    script = (
+        example.partition("```")[0]
+        .replace("localhost:9092", user.kafka.bootstrap_servers)
+        .replace('["embeddings"]', f'["{user.topics.output}"]')
+    )
+    said = tmp_path / "said"
+
+    with said.open("wb") as file:
+        consumer = subprocess.Popen([sys.executable, "-u", "-c", script], stdout=file)
+    try:
+        wait_until(lambda: {"cat [0.5", "deleted: b'dog'"} <= _beginnings(said), WORK_TIMEOUT_S, "both are shown")
+    finally:
+        consumer.kill()
+        consumer.wait()
+
+    assert "album" not in said.read_text()
+
+
+def _beginnings(file: Path) -> set[str]:
+    """Return the first two words of each line."""
+    return {" ".join(line.split()[:2]) for line in file.read_text().splitlines()}
