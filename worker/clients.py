@@ -23,8 +23,8 @@ Properties = dict[str, Any]
 
 # A dead letter carries the input record and the dlq.* headers.
 HEADER_ROOM_BYTES = 64 * 1024
-_OF_THIS_PROCESS = secrets.token_hex(4)  # containers may share the host's name, and each counts processes from 1
 _LARGEST_MESSAGE_BYTES = 1_000_000_000  # librdkafka's own maximum: the topic's limit decides, not the client's
+_OF_THIS_PROCESS = secrets.token_hex(4)  # containers may share the host's name, and each counts processes from 1
 
 # https://github.com/confluentinc/librdkafka/blob/master/CONFIGURATION.md: what is marked C or P there
 # and may reach both clients from one setting.
