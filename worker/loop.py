@@ -237,6 +237,9 @@ class Loop:
         self._move_on()
 
     def _move_on(self) -> None:
+        self._activity.begin(
+            "handing on", patience_s=_CLIENT_PATIENCE_S
+        )  # a transaction that is broken is aborted here
         self._delivery.poll()
         self._hand_on()
         if self._checkpoint_due():

@@ -165,9 +165,10 @@ class _Delivery:
     committed: list[tuple[float, dict[int, int]]] = field(default_factory=list)
     opens: Iterator[bool] = field(default_factory=lambda: iter(()))
     hurried_s: list[float] = field(default_factory=list)
+    while_polled: Callable[[], None] = lambda: None
 
     def poll(self) -> None:
-        """Nothing is reported."""
+        self.while_polled()
 
     def send(self, outcome: Outcome) -> bool:
         if not self.accepts(outcome.record):
@@ -235,8 +236,8 @@ class _Session:
         self.flow = _Flow(self.clock, takes_s, max_records)
         self.delivery = _Delivery(self.clock, self.events, accepts, commits)
         self.observer = _Observer(self.events)
-        activity = Activity("main", self.clock)
-        self.loop = Loop(self.source, self.flow, self.delivery, times, self.observer, activity, self.clock)
+        self.activity = Activity("main", self.clock)
+        self.loop = Loop(self.source, self.flow, self.delivery, times, self.observer, self.activity, self.clock)
         self.source.assign(0.0, 0, 1)
 
     def comes(self, at_s: float, *records: Record) -> None:
@@ -717,6 +718,21 @@ def test_outcomes_are_handed_on_while_records_keep_coming() -> None:
 
     assert session.delivery.last == {0: 1_000}
     assert session.flow.most <= 64
+
+
+def test_an_abort_that_waits_for_a_broker_is_no_stall() -> None:
+    session = _Session()
+    stalled: list[bool] = []
+
+    def abort() -> None:
+        session.clock.now_s += 10
+        stalled.append(session.activity.is_stalled(stall_timeout_s=5))
+
+    session.delivery.while_polled = abort
+
+    session.run(until_s=30)
+
+    assert set(stalled) == {False}
 
 
 def test_what_was_sent_hurries_once_nothing_is_in_flight() -> None:
