@@ -33,11 +33,6 @@ class Measurement:
         """Return what is reported."""
         return statistics.median(self.values)
 
-    @property
-    def spread(self) -> tuple[float, float]:
-        """Return the least and the most: the noise."""
-        return min(self.values), max(self.values)
-
 
 @dataclass(frozen=True, slots=True)
 class Bound:
@@ -53,11 +48,6 @@ class Bound:
     def ratio(self) -> float:
         """Return what is reported."""
         return statistics.median(self.ratios)
-
-    @property
-    def spread(self) -> tuple[float, float]:
-        """Return the least and the most: the noise."""
-        return min(self.ratios), max(self.ratios)
 
     @property
     def holds(self) -> bool:
@@ -95,7 +85,7 @@ def _bounds_table(results: Sequence[Result]) -> Table:
     table = Table("part", "ratio of", "median", "least … most", "has to be", "", title="Ratios")
     for bound in results:
         if isinstance(bound, Bound):
-            ratio, spread = f"{bound.ratio:.3g}", _spread(bound, 3)
+            ratio, spread = f"{bound.ratio:.3g}", _spread(bound.ratios, 3)
             table.add_row(bound.part, bound.name, ratio, spread, _limits(bound), _verdict(bound))
     return table
 
@@ -105,13 +95,13 @@ def _measurements_table(results: Sequence[Result]) -> Table:
     for one in results:
         if isinstance(one, Measurement):
             median, rounds = f"{one.median:.4g}", str(len(one.values))
-            table.add_row(one.part, one.name, median, one.unit, _spread(one, 4), rounds)
+            table.add_row(one.part, one.name, median, one.unit, _spread(one.values, 4), rounds)
     return table
 
 
-def _spread(result: Result, digits: int) -> str:
-    least, most = result.spread
-    return f"{least:.{digits}g} … {most:.{digits}g}"
+def _spread(values: Sequence[float], digits: int) -> str:
+    """Return the least and the most: the noise."""
+    return f"{min(values):.{digits}g} … {max(values):.{digits}g}"
 
 
 def _as_json(results: Sequence[Result]) -> Mapping[str, Sequence[Mapping[str, object]]]:

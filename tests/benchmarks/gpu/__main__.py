@@ -59,9 +59,9 @@ def goals(machine: Machine, results: Sequence[Result]) -> Iterator[Result]:
 @click.option("--json", "path", type=click.Path(path_type=Path), help="a file for the figures")
 def main(device: str, scale: float, rounds: int, model: str, path: Path | None) -> None:
     """Measure one GPU; end with 1 where a goal is missed."""
-    if device != "cpu" and not torch.cuda.is_available():
-        raise click.ClickException("no CUDA device; --device cpu --scale 0.01 is the dry run")
     if device != "cpu":
+        if not torch.cuda.is_available():
+            raise click.ClickException("no CUDA device; --device cpu --scale 0.01 is the dry run")
         torch.cuda.set_device(device)
     machine, size, host = Machine(device, model), Size(rounds, scale), this_machine()
     for line in (str(machine), *host.lines()):
