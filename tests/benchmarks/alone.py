@@ -1,8 +1,8 @@
 """What a roofline is made of: preparation and the model with nothing beside them, on the workers' cores."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache, partial
 from multiprocessing.connection import Connection
 
@@ -24,40 +24,63 @@ _MEASURED_S = 1.0
 _MODEL_MEASURED_S = 4.0  # a batch takes a good part of a second
 
 
-class Alone:
-    """Asks that process. Ask while the workers are suspended."""
+Question = bytes | Pixels | int
+"""A picture to prepare, or the size of a batch for the model."""
 
-    def __init__(self, connection: Connection, scale: float) -> None:
-        self._connection = connection
+
+class Alone:
+    """Asks processes that do nothing else: one on all cores, and one on each. Ask while the workers are suspended."""
+
+    def __init__(self, on_all: Connection, on_each: Sequence[Connection], scale: float) -> None:
+        self._on_all = on_all
+        self._on_each = on_each
         self._scale = scale
 
     def preparation_s(self, image: bytes | Pixels) -> float:
-        """Return the seconds that decoding and resizing a picture takes on one core."""
-        return self._ask(image, _MEASURED_S)
+        """Return the seconds that decoding and resizing a picture takes on one core, while the others are idle."""
+        [seconds] = self._ask(self._on_each[:1], image, _MEASURED_S)
+        return seconds
+
+    def preparation_rate(self, image: bytes | Pixels) -> float:
+        """Return the pictures/s that all cores decode and resize at once: hyperthreads share what a core has."""
+        return sum(1 / seconds for seconds in self._ask(self._on_each, image, _MEASURED_S))
 
     def model_s(self, batch: int) -> float:
-        """Return the seconds that the real model, untrained, takes for a batch."""
-        return self._ask(batch, _MODEL_MEASURED_S)
+        """Return the seconds that the real model, untrained, takes for a batch on all cores."""
+        [seconds] = self._ask([self._on_all], batch, _MODEL_MEASURED_S)
+        return seconds
 
-    def _ask(self, question: bytes | Pixels | int, seconds: float) -> float:
-        self._connection.send((question, seconds * self._scale))
-        assert self._connection.poll(_IN_TIME_S), "no answer"
-        answer: float = self._connection.recv()
-        return answer
+    def _ask(self, processes: Sequence[Connection], question: Question, seconds: float) -> Sequence[float]:
+        for process in processes:
+            process.send((question, seconds * self._scale))
+        return [_read(process) for process in processes]
 
 
 @contextmanager
 def alone(cores: Cores, scale: float) -> Iterator[Alone]:
-    """Start the process; it ends with this one's end of the connection."""
+    """Start the processes; each ends with our end of its connection."""
+    with ExitStack() as stack:
+        on_each = [stack.enter_context(_process(Cores([core]))) for core in sorted(cores)]
+        yield Alone(stack.enter_context(_process(cores)), on_each, scale)
+
+
+@contextmanager
+def _process(cores: Cores) -> Iterator[Connection]:
     ours, theirs = forkserver.Pipe()
     process = forkserver.Process(target=_answer, args=(cores, theirs))
     process.start()
     theirs.close()
     try:
-        yield Alone(ours, scale)
+        yield ours
     finally:
         ours.close()
         process.join()
+
+
+def _read(process: Connection) -> float:
+    assert process.poll(_IN_TIME_S), "no answer"
+    answer: float = process.recv()
+    return answer
 
 
 def _answer(cores: Cores, connection: Connection) -> None:

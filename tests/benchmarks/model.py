@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from tests.benchmarks.report import Bound, Measurement, Result, Size
 from tests.benchmarks.timing import interleave, ratios
@@ -21,14 +22,14 @@ PART = "parts"
 MODEL = "ViT-B/32"
 BATCHES = (1, 8, 32)
 SMOKE_BATCHES = (1,)
-COMPILED_BATCH = 8
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _LEAST_OF_BF16 = 1.7
 
 
 def model(size: Size, say: Callable[[str], None]) -> Iterator[Result]:
     """Yield images a second on the CPU, with as many of torch's threads as a worker has."""
     loaded = load_model(MODEL, RANDOM)
-    encoders = {precision: _encoder(loaded, precision) for precision in ("fp32", "bf16")}
+    encoders = {precision: _encoder(loaded, precision) for precision in _DTYPES}
     for batch in BATCHES if size.scale >= 1 else SMOKE_BATCHES:
         say(f"{MODEL} in batches of {batch}")
         pixels = np.zeros((batch, loaded.input.size, loaded.input.size, 3), np.uint8)
@@ -44,20 +45,30 @@ def model(size: Size, say: Callable[[str], None]) -> Iterator[Result]:
 
 def _compiled(loaded: Model, size: Size, say: Callable[[str], None]) -> Iterator[Result]:
     if size.scale < 1:
-        say("torch.compile is left out: it takes a minute; scale 1 has it")
+        say("torch.compile is left out: it takes minutes; scale 1 has it")
         return
+    side = loaded.input.size
     if shutil.which("g++") is None:
         say("torch.compile is left out: it needs g++")
         return
-    say(f"torch.compile in batches of {COMPILED_BATCH}")
-    images = torch.zeros(COMPILED_BATCH, 3, loaded.input.size, loaded.input.size)
-    compiled: Callable[[torch.Tensor], torch.Tensor] = torch.compile(loaded.tower)
-    calls = {"eager": partial(_embed, loaded.tower, images), "compiled": partial(_embed, compiled, images)}
+    for precision, dtype in _DTYPES.items():
+        tower = copy.deepcopy(loaded.tower).to(dtype)
+        for batch in BATCHES:
+            say(f"torch.compile, {precision}, batches of {batch}")
+            yield from _compare(
+                tower, torch.zeros(batch, 3, side, side, dtype=dtype), f"{precision}, batch {batch}", size
+            )
+
+
+def _compare(tower: nn.Module, images: torch.Tensor, name: str, size: Size) -> Iterator[Result]:
+    torch.compiler.reset()
+    compiled: Callable[[torch.Tensor], torch.Tensor] = torch.compile(tower, dynamic=False)
+    calls = {"eager": partial(_embed, tower, images), "compiled": partial(_embed, compiled, images)}
     seconds = interleave(calls, size.rounds, time.perf_counter, round_s=0)
     for kind, took_s in seconds.items():
-        name = f"{MODEL} on the CPU, fp32, batch {COMPILED_BATCH}, the tower alone, {kind}"
-        yield Measurement(PART, name, "images/s", [COMPILED_BATCH / one for one in took_s])
-    yield Bound(PART, f"compiled to eager, fp32, batch {COMPILED_BATCH}", ratios(seconds["eager"], seconds["compiled"]))
+        rates = [len(images) / one for one in took_s]
+        yield Measurement(PART, f"{MODEL} on the CPU, {name}, the tower alone, {kind}", "images/s", rates)
+    yield Bound(PART, f"compiled to eager, {MODEL}, {name}", ratios(seconds["eager"], seconds["compiled"]))
 
 
 @torch.inference_mode()

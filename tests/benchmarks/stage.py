@@ -18,7 +18,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 
 from tests.benchmarks.alone import Alone, alone
 from tests.benchmarks.forks import Cores, forked, start_server
-from tests.broker.kafka import Kafka, Topics, create_topic, start_kafka
+from tests.broker.kafka import Kafka, Topics, create_topic, delete_records, start_kafka
 from tests.broker.processes import Worker, group_of, started_worker
 
 PARTITIONS = 12
@@ -34,7 +34,10 @@ _PATIENT = (
     *("--kafka", "session.timeout.ms=1500000", "--kafka", "max.poll.interval.ms=3600000"),
     *("--stall-timeout-s", "3600"),
 )
-_OUTPUT = {"message.timestamp.type": "LogAppendTime"}
+# What is deleted leaves the disk within seconds: a run has 33 GB of records.
+_DELETES_SOON = {"log.retention.check.interval.ms": "5000"}
+_SMALL_FILES = {"segment.bytes": str(8 * 2**20), "file.delete.delay.ms": "1000"}
+_OUTPUT = {**_SMALL_FILES, "message.timestamp.type": "LogAppendTime"}
 
 Seen = TypeVar("Seen")
 
@@ -118,6 +121,7 @@ class Crew:
     def __init__(self, kafka: Kafka, topics: Topics, workers: Sequence[Worker], partitions: int) -> None:
         self.topics = topics
         self.workers = workers
+        self._bootstrap_servers = kafka.bootstrap_servers
         self._partitions = partitions
         self._sent = dict.fromkeys(range(partitions), 0)
         self._unread = 0  # outputs from before the round
@@ -203,6 +207,7 @@ class Crew:
         return [_status_kib(worker.pid, "VmHWM") / 1024 for worker in self.workers]
 
     def _fill(self, value: bytes, records: int) -> None:
+        self._delete_earlier_rounds()
         for number in range(records):
             partition = number % self._partitions
             self._producer.produce(
@@ -212,6 +217,12 @@ class Crew:
             if number % _FLUSHED_RECORDS == 0:
                 self._producer.flush()
         assert self._producer.flush(IN_TIME_S) == 0, "records are not acknowledged"
+
+    def _delete_earlier_rounds(self) -> None:
+        """Delete the records that are all done, and their outputs, which are read."""
+        for topic, ends in ((self.topics.input, self._sent), (self.topics.output, self._read)):
+            if done := {partition: end for partition, end in ends.items() if end}:
+                delete_records(self._bootstrap_servers, topic, done)
 
     def _cpu_s(self) -> dict[str, float]:
         spent: dict[str, float] = {}
@@ -246,7 +257,7 @@ def opened(scale: float) -> Iterator[Stage]:
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder, ExitStack() as stack:
         os.sched_setaffinity(0, broker_cores)
         stack.callback(os.sched_setaffinity, 0, own)
-        kafka = start_kafka(Path(folder))
+        kafka = start_kafka(Path(folder), _DELETES_SOON)
         stack.callback(kafka.close)
         parts = stack.enter_context(alone(worker_cores, scale))
         yield Stage(kafka, broker_cores, worker_cores, parts, scale)
@@ -271,7 +282,7 @@ def _check_delivery(error: KafkaError | None, _: Message) -> None:
 
 def _make_topics(kafka: Kafka, partitions: int) -> Topics:
     topics = Topics.named_anew()
-    create_topic(kafka.bootstrap_servers, topics.input, partitions)
+    create_topic(kafka.bootstrap_servers, topics.input, partitions, _SMALL_FILES)
     create_topic(kafka.bootstrap_servers, topics.output, partitions, _OUTPUT)
     create_topic(kafka.bootstrap_servers, topics.dead_letters)
     return topics

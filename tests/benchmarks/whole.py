@@ -1,8 +1,9 @@
 """The whole worker against the roofline of the same run: on the CPU, and with simulated devices of several speeds.
 
 The roofline is what the device and the decoder allow: with the real model on the CPU, which shares the cores with the
-preparation, 1 / (1/model + preparation seconds/cores); with a device of its own, min(device, preparation × cores).
-Both are measured in every round, before the worker does its records and after them: a shared machine's speed drifts.
+preparation, 1 / (1/model + 1/preparation); with a device of its own, min(device, preparation). Preparation is that of
+all the worker's cores at once, by a process on each. All is measured in every round, before the worker does its records
+and after them: a shared machine's speed drifts.
 """
 
 import tempfile
@@ -50,11 +51,10 @@ class _Case:
 
     def roofline(self, stage: Stage) -> float:
         """Measure and return the images/s that the parts would allow."""
-        preparation_s = stage.alone.preparation_s(self.picture)
-        cores = len(stage.worker_cores)
+        preparation = stage.alone.preparation_rate(self.picture)
         if self.device is None:
-            return 1 / (stage.alone.model_s(CPU_BATCH) / CPU_BATCH + preparation_s / cores)
-        return min(self.device, cores / preparation_s)
+            return 1 / (stage.alone.model_s(CPU_BATCH) / CPU_BATCH + 1 / preparation)
+        return min(self.device, preparation)
 
 
 # The fastest devices get pictures that need next to no preparation: what the pipeline itself can carry. No device

@@ -14,7 +14,7 @@ from tests.benchmarks.gpu.alone import PART, alone, best_of, tricks
 from tests.benchmarks.gpu.copies import copies
 from tests.benchmarks.gpu.machine import Machine
 from tests.benchmarks.gpu.pictures import SIDES
-from tests.benchmarks.gpu.preparing import decoding, per_core, preparing
+from tests.benchmarks.gpu.preparing import decoding, preparation_rate, preparing
 from tests.benchmarks.gpu.whole import best_whole, whole
 from tests.benchmarks.machine import this_machine
 from tests.benchmarks.report import Bound, Measurement, Result, Size, off, show, write_json
@@ -46,8 +46,8 @@ def goals(machine: Machine, results: Sequence[Result]) -> Iterator[Result]:
     for name, reached in {PART: model, **whole_of}.items():
         yield Bound("goals", f"{name} ≥ {GOALS[name]:.0f} images/s{said}", [reached / GOALS[name]], at_least(1.0))
     for name, reached in whole_of.items():
-        roofline = min(model, per_core(results, name) * machine.cores)
-        yield Measurement("roofline", f"{name}: min(model, preparation per core × cores)", "images/s", [roofline])
+        roofline = min(model, preparation_rate(results, name))
+        yield Measurement("roofline", f"{name}: min(model, preparation by all cores)", "images/s", [roofline])
         yield Bound("goals", f"{name} of its roofline{said}", [reached / roofline], at_least(OF_THE_ROOFLINE))
 
 

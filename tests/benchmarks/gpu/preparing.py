@@ -1,40 +1,68 @@
-"""Pictures to pixels: per core and with all of them, and by the GPU's decoder, with its distance from `reference`."""
+"""Pictures to pixels: by a core, by all of them, and by the GPU's decoder, with its distance from `reference`."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import numpy as np
 
 from tests.benchmarks.gpu.machine import Machine
 from tests.benchmarks.gpu.pictures import SIDES, jpegs
 from tests.benchmarks.report import Bound, Measurement, Result, Size
+from tests.broker.forks import forkserver
+from worker.fit import Geometry
 from worker.images import Fast, Reference
 from worker.nvjpeg import NvJpeg, nvjpeg_decoder
 from worker.prepare import Preprocess
+from worker.records import ModelInput
+from worker.system import prefer_throughput
+from worker.weights import Model
 
 PART = "preparation"
 UNIT = "images/s"
 MAX_PIXELS = 50_000_000
 _ROUND_S = 1.0
+_TOGETHER = "a process on each core"
 _THREADS_A_CORE = 4  # of the GPU's decoder: the more threads have a file, the more it gets at once
 
 
 def preparing(machine: Machine, size: Size, say: Callable[[str], None]) -> Iterator[Result]:
-    """Yield images/s of `fast` on one thread, and on as many as there are cores."""
+    """Yield images/s of `fast` on one thread, on as many as there are cores, and in as many processes."""
     model = machine.load()
     fast = Fast(model.input, model.geometry, MAX_PIXELS)
-    for name in SIDES:
-        for threads in sorted({1, machine.cores}):
-            say(f"{name}, {threads} threads")
-            yield _rate(PART, f"fast, {name}, {threads} threads", fast, jpegs(name), threads, size)
+    with ProcessPoolExecutor(machine.cores, forkserver, initializer=prefer_throughput) as pool:
+        for name in SIDES:
+            for threads in sorted({1, machine.cores}):
+                say(f"{name}, {threads} threads")
+                yield _rate(PART, f"fast, {name}, {threads} threads", fast, jpegs(name), threads, size)
+            say(f"{name}, {machine.cores} processes")
+            rates = [_rate_together(pool, machine.cores, model, name, size) for _ in range(size.rounds)]
+            yield Measurement(PART, f"fast, {name}, {_TOGETHER}", UNIT, rates)
 
 
-def per_core(results: Sequence[Result], name: str) -> float:
-    """Return the images/s that one thread prepares of this kind of picture."""
+def preparation_rate(results: Sequence[Result], name: str) -> float:
+    """Return the images/s of this kind of picture that all cores prepare at once: hyperthreads share what a core has.
+
+    By processes, which have no lock in common.
+    """
     measured = [it for it in results if isinstance(it, Measurement) and it.part == PART]
-    [found] = [it for it in measured if it.name == f"fast, {name}, 1 threads"]
+    [found] = [it for it in measured if it.name == f"fast, {name}, {_TOGETHER}"]
     return found.median
+
+
+def _rate_together(pool: ProcessPoolExecutor, processes: int, model: Model, name: str, size: Size) -> float:
+    seconds = _ROUND_S * size.scale
+    tasks = [pool.submit(_rate_of_one, model.input, model.geometry, name, seconds) for _ in range(processes)]
+    return sum(task.result() for task in tasks)
+
+
+def _rate_of_one(model_input: ModelInput, geometry: Geometry, name: str, seconds: float) -> float:
+    """Return the images/s of this process."""
+    fast, files = Fast(model_input, geometry, MAX_PIXELS), jpegs(name)
+    fast(files[0])
+    begun_s = time.perf_counter()
+    done = _prepare_until(fast, files, 0, begun_s + seconds)
+    return done / (time.perf_counter() - begun_s)
 
 
 def decoding(machine: Machine, size: Size, say: Callable[[str], None]) -> Iterator[Result]:

@@ -27,6 +27,7 @@ from worker.outbound import Outbox
 from worker.records import Embedded, Outcome, Record
 from worker.sessions import Sessions
 from worker.settings import read_settings
+from worker.system import prefer_throughput
 
 _TIMES = Times(checkpoint_interval_s=1.0, checkpoint_records=10_000, drain_timeout_s=600.0, revoke_timeout_s=60.0)
 _WARM_SHARE = 0.5  # of a round, before the first
@@ -135,6 +136,7 @@ class Rounds:
 @click.option("--round-s", type=float, required=True)
 def main(rounds: int, round_s: float, threads: int, **flags: object) -> None:
     """Load, warm up, say ready, and measure what is asked for."""
+    prefer_throughput()  # as the worker does
     machine = Machine(str(flags["device"]), str(flags["model"]))
     precision = str(flags["precision"])
     settings = read_settings(
