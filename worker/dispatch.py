@@ -6,6 +6,7 @@ Belongs to the main thread.
 import logging
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
@@ -76,14 +77,18 @@ class Dispatch:
 
     def __init__(self, properties: Properties, limits: Mapping[str, TopicLimits], report: Report) -> None:
         """Connect; `limits` are what each topic admits."""
-        admitted = min(each.max_message_bytes for each in limits.values())
+        own_bytes = int(properties["message.max.bytes"])
+        self._limits = {
+            topic: replace(limit, max_message_bytes=min(limit.max_message_bytes, own_bytes))
+            for topic, limit in limits.items()
+        }
+        admitted = min(each.max_message_bytes for each in self._limits.values())
         batch_bytes = min(int(properties.get("batch.size", _BATCH_BYTES)), admitted)
         self.producer = Producer(properties | {"batch.size": batch_bytes, "error_cb": log_error}, logger=log)
         self.unacknowledged = 0
         self._bytes = 0
         self._max_bytes = int(properties["queue.buffering.max.kbytes"]) * 1024
         self.alone = False  # what is unacknowledged is one record
-        self._limits = limits
         self._report = report
 
     def send(self, attempt: Attempt, *, alone: bool = False) -> bool:
@@ -149,7 +154,7 @@ class Dispatch:
                 return
 
     def limit_bytes(self, topic: str) -> int:
-        """Return the topic's `max.message.bytes`."""
+        """Return the topic's `max.message.bytes`, or the client's `message.max.bytes` where that is less."""
         return self._limits[topic].max_message_bytes
 
     def _is_risky(self, attempt: Attempt) -> bool:

@@ -151,10 +151,10 @@ def find_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    kind, _, number = name.partition(":")
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
         raise DeviceError(f"DEVICE={name}, but this machine has {torch.cuda.device_count()} CUDA devices")
-    return device
+    return torch.device(kind, int(number)) if number else torch.device(kind)  # of cuda:256 torch makes cuda:0
 
 
 def _choose_precision(precision: str, device: torch.device) -> str:

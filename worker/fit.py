@@ -18,9 +18,11 @@ from worker.records import ModelInput, Pixels
 Geometry = Callable[[Image.Image], Image.Image]
 """open_clip's transform as far as it works on images: resize, crop, convert to RGB."""
 
+_MOST_SQUARES = 20  # that pixels may become before the crop: a line of 1×1,000, 80 bytes as a file, would be 1,000
+_MOST_KEPT = 2  # squares
 _FILTER_REACH = 4  # pixels; Lanczos, the widest of Pillow's filters, reaches 3
 _HEIGHT_MAY_GO_FIRST = int(PIL.__version__.partition(".")[0]) >= 13  # noqa: PLR2004 - the version
-_LARGEST_TIED = 64  # in the ratio of two lengths; beyond, 0.005 levels at most
+_LARGEST_TIED = 80  # in the ratio of two lengths; beyond, 0.007 levels at most
 _MAX_TIES = 0.015  # levels in the mean
 _STRIP_ROWS, _STRIP_COLUMNS = 128, 64
 _PREMULTIPLIED = {"LA": "La", "RGBA": "RGBa"}
@@ -55,30 +57,36 @@ class Fit:
     """What a model wants of a picture's size, in torch's antialiased uint8 kernel and in Pillow."""
 
     def __init__(self, model_input: ModelInput, geometry: Geometry, max_pixels: int) -> None:
-        """Keep what the model wants; a picture that would be resized to over `max_pixels` is cropped first."""
+        """Keep what the model wants.
+
+        A picture that would be resized to over `max_pixels` is cropped first; pixels already where they would become
+        20 times those that are kept.
+        """
         self._size = model_input.size
         self._resize_mode = model_input.resize_mode
         # As open_clip does: https://github.com/mlfoundations/open_clip/blob/main/src/open_clip/transform.py
         self._interpolation = "bilinear" if model_input.interpolation == "bilinear" else "bicubic"
         self._geometry = geometry
         self._max_pixels = max_pixels
+        self._max_of_pixels = min(max_pixels, _MOST_SQUARES * model_input.size**2)
 
     def fit_pixels(self, rgb: Pixels) -> Pixels:
         """Return the centre of uint8 [H, W, 3], resized as Pillow would, as uint8 [R, R, 3]."""
         height, width = rgb.shape[:2]
         target = self.target(width, height)
         if target is None:
-            return np.asarray(self.fit_image(Image.fromarray(rgb)))
+            return np.asarray(self._fit_image(Image.fromarray(rgb), self._max_of_pixels))
         bottom, right = target.top + target.size, target.left + target.size
         resized = self._resize(rgb, target.height, target.width, bottom, right)
-        return resized[target.top : bottom, target.left : right]
+        square = resized[target.top : bottom, target.left : right]
+        return square.copy() if resized.size > _MOST_KEPT * square.size else square  # a view keeps all of it
 
     def target(self, width: int, height: int) -> Target | None:
         """Return to what a picture of these sides is resized; None where it takes more than that and a crop."""
         size = self._size
         if self._resize_mode == "squash":
             return Target(size, size, size, self._interpolation)
-        if self._resize_mode == "longest" or self._explodes(width, height):
+        if self._resize_mode == "longest" or self._explodes(width, height, self._max_of_pixels):
             return None
         long = _resized_long_side(width, height, size)
         to = (long, size) if height < width else (size, long)
@@ -86,14 +94,17 @@ class Fit:
 
     def fit_image(self, image: Image.Image) -> Image.Image:
         """Apply open_clip's own transform as far as it works on images; where it can't, do what it means."""
+        return self._fit_image(image, self._max_pixels)
+
+    def _fit_image(self, image: Image.Image, max_pixels: int) -> Image.Image:
         if self._resize_mode == "longest" and _vanishes(*image.size, self._size):
             return self._geometry(self._keep_a_pixel(image))
-        if self._resize_mode == "shortest" and self._explodes(*image.size):
+        if self._resize_mode == "shortest" and self._explodes(*image.size, max_pixels):
             return self._resize_centre(image).convert("RGB")
         return self._geometry(image)
 
-    def _explodes(self, width: int, height: int) -> bool:
-        return self._size * _resized_long_side(width, height, self._size) > self._max_pixels
+    def _explodes(self, width: int, height: int, max_pixels: int) -> bool:
+        return self._size * _resized_long_side(width, height, self._size) > max_pixels
 
     def _resize(self, rgb: Pixels, height: int, width: int, rows: int, columns: int) -> Pixels:
         """Resize, in memory of its own; of the result only the first rows and columns have to be there."""

@@ -51,9 +51,9 @@ class Health:
         self._joined = False
 
     def note_group(self, *, joined: bool, silent_s: float) -> None:
-        """Note whether the consumer is settled in its group, and how long ago a broker answered."""
+        """Note whether the consumer is settled in its group, and how long ago a broker answered that is connected."""
         self._joined = self._joined or joined  # a member that rebalances goes on working
-        self._answered_s = self._clock() - silent_s
+        self._answered_s = max(self._answered_s, self._clock() - silent_s)
 
     def expect_end_within(self, seconds: float) -> None:
         """Let the watchdog end the process if it is still there then; not ready from now on."""
@@ -80,7 +80,13 @@ class Health:
         if not self._joined:
             return "the consumer has not joined its group"
         silence_s = self._clock() - self._answered_s
-        return f"no broker has answered for {silence_s:.0f} s" if silence_s > _SILENCE_S else None
+        if silence_s <= _SILENCE_S:
+            return None
+        return (
+            "no broker has answered yet"
+            if silence_s == float("inf")
+            else f"no broker has answered for {silence_s:.0f} s"
+        )
 
 
 class HealthServer:

@@ -161,7 +161,7 @@ class Loop:
         self._activity = activity
         self._clock = clock
         self._owned: set[int] = set()
-        self._positions: dict[int, int] = {}
+        self._positions: dict[int, int] = {}  # the next offset of each partition with outcomes that aren't committed
         self._committing: dict[int, int] = {}  # the positions of a checkpoint that has begun
         self._committed: dict[int, int] = {}  # where each partition goes on after an aborted transaction
         self._next_checkpoint_s = 0.0
@@ -170,11 +170,6 @@ class Loop:
         self._quiet_wait_s = _OUTCOME_WAIT_S
         self._paused: set[int] = set()
         self.checkpoints = 0
-
-    @property
-    def positions(self) -> Mapping[int, int]:
-        """Return the next offset of each partition that has outcomes which are not committed."""
-        return self._positions
 
     def run(self, stopping: Callable[[], bool]) -> None:
         """Work until `stopping`, then finish what was taken in.

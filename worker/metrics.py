@@ -42,7 +42,10 @@ class Metrics:
             registry=registry,
         )
         self._encode = Histogram(
-            "clip_worker_encode_seconds", "Time of one batch on the device.", buckets=_FAST_S, registry=registry
+            "clip_worker_encode_seconds",
+            "Time of one batch from its begin on the device to its embeddings.",
+            buckets=_FAST_S,
+            registry=registry,
         )
         self._batch = Histogram(
             "clip_worker_batch_images",

@@ -24,14 +24,12 @@ from worker.batcher import Batch, Batcher, Closed, Place
 from worker.errors import DeviceError, OutOfMemory, ProcessError, ThreadDied
 from worker.mailbox import Mailbox
 from worker.records import Deleted, Outcome, Prepared, Record, Rejected, Skipped, SplitCause
+from worker.slots import Wait
 
 log = logging.getLogger(__name__)
 
 Beat = Callable[[], None]
 """Called as a sign of life by what may take long."""
-
-Embeddings = Callable[[], npt.NDArray[np.float32]]
-"""Waits for the embeddings of a batch."""
 
 Prepare = Callable[[Record, Beat], Prepared | Rejected | Deleted | Skipped]
 
@@ -43,7 +41,7 @@ class Encodes(Protocol):
     def depth(self) -> int:
         """Return how many batches may be under way: begun, and not waited for."""
 
-    def begin(self, pixels: npt.NDArray[np.uint8], preprocessed: npt.NDArray[np.float32]) -> Embeddings:
+    def begin(self, pixels: npt.NDArray[np.uint8], preprocessed: npt.NDArray[np.float32]) -> Wait:
         """Begin with a batch, uint8 [N, R, R, 3] and float32 [M, R, R, 3], which stay as they are until it is done.
 
         Return what waits for its embeddings, float32 [N + M, D]; batches are waited for in the order of their begin.
@@ -77,7 +75,7 @@ class _UnderWay:
     """A batch that the device is at, and what waits for it; an error where it was refused at once."""
 
     batch: Batch
-    embeddings: Embeddings | Exception
+    wait: Wait | Exception
     begun_s: float
 
 
@@ -276,10 +274,10 @@ class Pipeline:
         return finished
 
     def _wait_for(self, under_way: _UnderWay) -> npt.NDArray[np.float32] | Exception:
-        if isinstance(under_way.embeddings, Exception):
-            return under_way.embeddings
+        if isinstance(under_way.wait, Exception):
+            return under_way.wait
         try:
-            return under_way.embeddings()
+            return under_way.wait()
         except Exception as error:  # noqa: BLE001 - the model, as above
             return error.with_traceback(None)
 

@@ -160,7 +160,7 @@ class Settings(BaseSettings):
         if self.in_flight_images is not None and self.in_flight_images < self.max_images_per_record:
             raise ValueError(
                 f"{PREFIX}IN_FLIGHT_IMAGES={self.in_flight_images} is less than "
-                f"{PREFIX}MAX_IMAGES_PER_RECORD={self.max_images_per_record}: a full record would never fit"
+                f"{PREFIX}MAX_IMAGES_PER_RECORD={self.max_images_per_record}: those of a record are in flight together"
             )
         if self.decoder == "nvjpeg" and self.preprocessing == "reference":
             raise ValueError(
@@ -189,7 +189,8 @@ def read_settings(flags: Mapping[str, object]) -> Settings:
 
     Raises: `SettingsError` that names every wrong one with its value and what is allowed.
     """
-    unknown = sorted(name for name, value in os.environ.items() if name.startswith(PREFIX) and not _known(name, value))
+    ours = {name: value for name, value in os.environ.items() if name.upper().startswith(PREFIX)}
+    unknown = sorted(name for name, value in ours.items() if not _known(name, value))
     if unknown:
         raise SettingsError(f"unknown variables: {', '.join(unknown)}; see the settings in the README")
     try:

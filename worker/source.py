@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
@@ -57,7 +57,8 @@ _ASKED_AGAIN_IN_CALLBACK_S = 0.2
 _NO_TOPIC = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION})
 # What the consumer reports and mends by itself, or follows up with the lost callback.
 _PASSING = frozenset({KafkaError._MAX_POLL_EXCEEDED, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN})
-
+# What the statistics say of a partition that isn't assigned, or no longer.
+_NOT_FETCHED = frozenset({"none", "stopping", "stopped"})
 
 _Question = tuple[Mapping[int, int], Outcall[list[TopicPartition]]]
 """Offsets that were sent, and what the group has."""
@@ -297,8 +298,13 @@ class Source:
         )
 
 
-def _lag(partition: Mapping[str, int]) -> int | None:
-    """Return how many records the group hasn't committed, by what was noted of this session, else by what it had."""
+def _lag(partition: Mapping[str, Any]) -> int | None:
+    """Return how many records the group hasn't committed, by what was noted of this session, else by what it had.
+
+    None where that isn't known, and of a partition that is gone: its last figures stay in the statistics.
+    """
+    if partition["fetch_state"] in _NOT_FETCHED:
+        return None
     lags = [lag for lag in (partition["consumer_lag"], partition["consumer_lag_stored"]) if lag >= 0]
     return min(lags, default=None)
 

@@ -56,13 +56,18 @@ def find_topics(admin: Admin, settings: Settings) -> Mapping[str, int]:
     """
     there = list_topics(admin, settings)
     wanted = (settings.input_topic, settings.output_topic, settings.dead_letter_topic)
+    require(there, wanted, settings)
+    return {name: there[name] for name in wanted}
+
+
+def require(there: Mapping[str, int], wanted: Sequence[str], settings: Settings) -> None:
+    """Compare with the topics that there are. Raises: `KafkaSetupError` that names those that are missing."""
     missing = [name for name in wanted if name not in there]
     if missing:
         raise KafkaSetupError(
             f"no such topic at {settings.bootstrap_servers}, or no right to see it: {', '.join(missing)}; "
             "`clip-worker topics` makes what is missing"
         )
-    return {name: there[name] for name in wanted}
 
 
 class LimitsQuestion:

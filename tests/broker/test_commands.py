@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 from click.testing import CliRunner, Result
+from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
 from PIL import Image
 from skimage import data
@@ -199,9 +200,9 @@ def test_a_photograph_of_8_mb_and_a_folder_go_all_the_way(user: User, tmp_path: 
     assert letter.key() == (folder / "broken.jpg").as_posix().encode()
 
 
-def _embedding_record(tags: bytes) -> bytes:
-    """Return what the worker writes for a document with these msgpack bytes as its tags."""
-    document = Document("a", memoryview(b"an image file"), tags=memoryview(tags))
+def _embedding_record(tags: bytes, name: str = "a") -> bytes:
+    """Return what the worker writes for a document of this id with these msgpack bytes as its tags."""
+    document = Document(name, memoryview(b"an image file"), tags=memoryview(tags))
     return pack_embedding(document, np.ones((1, 512), np.float32), Origin("m", "fast", normalized=False))
 
 
@@ -266,6 +267,35 @@ def test_consume_without_a_file_prints_a_line_for_each(embedded: User) -> None:
         "d › d1",
         "d › 1",
     ]
+
+
+def test_consume_shows_an_id_on_one_line_whatever_is_in_it(user: User) -> None:
+    user.says("topics", "--partitions", "1")
+    record = Sent(b"a", _embedding_record(b"\xc0", "é\n\x1b[2J"))
+    produce(user.kafka.bootstrap_servers, user.topics.output, [record])
+
+    said = user.says("consume")
+
+    assert [line.split("  ")[0] for line in said.splitlines()] == [r"é\n\x1b[2J", "1 embeddings"]
+
+
+def test_consume_gives_up_where_nothing_comes(user: User, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Losing(Consumer):
+        def assign(self, partitions: list[TopicPartition]) -> None:
+            user.kafka.suspend()
+            super().assign(partitions)
+
+    user.says("topics", "--partitions", "2")
+    monkeypatch.setattr("worker.cli.consume.Consumer", Losing)
+    monkeypatch.setattr("worker.cli.consume.SILENCE_S", 0.5)
+
+    try:
+        result = user.runs("consume")
+    finally:
+        user.kafka.resume()
+
+    assert isinstance(result.exception, KafkaSetupError)
+    assert str(result.exception) == f"reading partitions 0, 1 of {user.topics.output}: nothing came for 0.5 s"
 
 
 def test_consume_reads_whatever_tags_a_document_had(user: User, tmp_path: Path) -> None:
@@ -350,7 +380,8 @@ def test_publish_to_a_topic_that_is_not_there_makes_none(user: User) -> None:
     result = user.runs("publish", ROOT / "worker" / "cli" / "photographs")
 
     assert isinstance(result.exception, KafkaSetupError)
-    assert str(result.exception) == f"no such topic at {user.kafka.bootstrap_servers}: {user.topics.input}"
+    said = f"no such topic at {user.kafka.bootstrap_servers}, or no right to see it: {user.topics.input};"
+    assert said in str(result.exception)
     admin = AdminClient({"bootstrap.servers": user.kafka.bootstrap_servers})
     assert user.topics.input not in admin.list_topics(timeout=10).topics
 

@@ -579,11 +579,13 @@ def labelled(found: Mapping[tuple[str, ...], float], name: str) -> dict[str, flo
     return {labels[0]: value for (each, *labels), value in found.items() if each == name}
 
 
+def lags(worker: Worker) -> Mapping[str, float]:
+    """Return the lag that a worker tells of each partition."""
+    return labelled(samples(worker.get("/metrics")[1]), "clip_worker_lag_records")
+
+
 @pytest.mark.parametrize("delivery", ["at-least-once", "exactly-once"])
 def test_the_lag_is_what_the_group_has_not_committed(kafka: Kafka, topics: Topics, delivery: str) -> None:
-    def lags(worker: Worker) -> Mapping[str, float]:
-        return labelled(samples(worker.get("/metrics")[1]), "clip_worker_lag_records")
-
     produce(kafka.bootstrap_servers, topics.input, good_records(400))
 
     slow = ("--delivery", delivery, "--max-batch", "1")
@@ -592,6 +594,20 @@ def test_the_lag_is_what_the_group_has_not_committed(kafka: Kafka, topics: Topic
         wait_until_committed(kafka, topics, worker)
         nothing = {str(partition): 0 for partition in range(PARTITIONS)}
         worker.wait_until(lambda: lags(worker) == nothing, WORK_TIMEOUT_S, "no lag in any partition")
+
+
+def test_the_lag_of_a_partition_is_told_by_its_owner_alone(kafka: Kafka, topics: Topics) -> None:
+    produce(kafka.bootstrap_servers, topics.input, good_records(60))
+    everything = sorted(str(partition) for partition in range(PARTITIONS))
+
+    with running_worker(kafka, topics) as first:
+        first.wait_until(lambda: sorted(lags(first)) == everything, WORK_TIMEOUT_S, "it tells of all partitions")
+        with running_worker(kafka, topics) as second:
+            first.wait_until(
+                lambda: len(lags(second)) > 0 and sorted([*lags(first), *lags(second)]) == everything,
+                WORK_TIMEOUT_S,
+                "each partition is told of once",
+            )
 
 
 def test_the_metrics_count_outcomes_reasons_and_images(mixed: Mixed) -> None:

@@ -1,7 +1,8 @@
 """What a record costs a prepare thread: each in a process of its own, forked once everything is loaded and warm.
 
 CPU is the process's own time, memory how far the peak of its resident memory (VmHWM) rises above where it began: both
-with the copy of the record that is made on the way, and without the record itself.
+with the copy of the record that is made on the way, and without the record itself. A forked process maps the libraries'
+pages anew as it comes to them, as many as the system likes: it prepares a picture of every form before it begins.
 """
 
 import ctypes
@@ -11,8 +12,9 @@ import os
 import resource
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -53,20 +55,25 @@ class Cost:
 
 def measure_all(kind: str) -> Iterator[Cost]:
     preparer = Preparer(KINDS[kind](model_input(), geometry(), MAX_PIXELS), SIZE, parse_traversal("r,c"), _LIMITS)
-    _warm_up(preparer)
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    for _ in range(2):
+        _warm_up(preparer)
+    gc.freeze()
     for bomb in BOMBS.values():
         yield _measure(preparer, bomb)
 
 
 def _warm_up(preparer: Preparer) -> None:
     """Prepare a picture of every form: what is loaded and allocated once is nobody's cost."""
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    for make in FORMS.values():
-        value = pack_document("a", make(photograph("chelsea").resize((64, 48))))
-        for _ in range(2):
-            preparer.prepare(_record(value))
-    gc.freeze()
+    for record in _harmless():
+        preparer.prepare(record)
+
+
+@cache
+def _harmless() -> Sequence[Record]:
+    small = photograph("chelsea").resize((64, 48))
+    return [_record(pack_document("a", make(small))) for make in FORMS.values()]
 
 
 def _record(value: bytes, bomb: Bomb | None = None) -> Record:
@@ -83,7 +90,6 @@ def _measure(preparer: Preparer, bomb: Bomb) -> Cost:
 
 
 def _measure_once(preparer: Preparer, name: str, record: Record) -> Cost:
-    _LIBC.malloc_trim(0)  # glibc keeps what is freed, and what is allocated in it would raise no peak
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -101,6 +107,8 @@ def _prepare_and_exit(preparer: Preparer, name: str, record: Record, write: int)
     resource.setrlimit(resource.RLIMIT_CPU, (_CPU_LIMIT_S, _CPU_LIMIT_S))
     resource.setrlimit(resource.RLIMIT_AS, (_address_space() + _MEMORY_LIMIT,) * 2)
     try:
+        _warm_up(preparer)
+        _LIBC.malloc_trim(0)  # glibc keeps what is freed, and what is allocated in it would raise no peak
         _CLEAR_REFS.write_text(_RESET_PEAK)  # a child begins with the peak of its parent
         before, begun_s = _peak_bytes(), time.process_time()
         outcome = preparer.prepare(record)

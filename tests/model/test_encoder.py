@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from skimage import data
 
-from worker.encoder import Encoder
+from worker.encoder import Encoder, find_device
 from worker.errors import DeviceError, OutOfMemory
 from worker.images import Reference
 from worker.weights import load_model
@@ -178,9 +178,10 @@ def _find_no_room(*_: object, **__: object) -> NoReturn:
     raise torch.OutOfMemoryError("no room")
 
 
-def test_a_device_that_is_not_there_is_named() -> None:
-    with pytest.raises(DeviceError, match=r"DEVICE=cuda:99, but this machine has \d+ CUDA devices"):
-        Encoder(load_model("ViT-S-32-alt", "random"), "cuda:99", "auto", normalized=False)
+@pytest.mark.parametrize("number", ["99", "099", "256", str(10**30)])
+def test_a_device_that_is_not_there_is_named(number: str) -> None:
+    with pytest.raises(DeviceError, match=rf"DEVICE=cuda:{number}, but this machine has \d+ CUDA devices"):
+        find_device(f"cuda:{number}")
 
 
 @pytest.mark.parametrize(

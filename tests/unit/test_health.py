@@ -180,7 +180,7 @@ def test_it_is_ready_once_it_has_joined_and_a_broker_has_answered_lately(health:
     with _living_thread("main") as thread:
         health.watch([], [thread])
         found = [health.unready()]
-        health.note_group(joined=False, silent_s=0)
+        health.note_group(joined=False, silent_s=5)
         found.append(health.unready())
         health.note_group(joined=True, silent_s=4)
         found.append(health.unready())
@@ -216,7 +216,20 @@ def test_a_broker_that_never_answered_is_said_to_be_silent(health: Health) -> No
         health.watch([], [thread])
         health.note_group(joined=True, silent_s=float("inf"))
 
-        assert health.unready() == "no broker has answered for inf s"
+        assert health.unready() == "no broker has answered yet"
+
+
+def test_a_broker_that_goes_is_missed_after_a_while(clock: _Clock, health: Health) -> None:
+    said = []
+    with _living_thread("main") as thread:
+        health.watch([], [thread])
+        health.note_group(joined=True, silent_s=1)
+        for _ in range(3):
+            clock.now_s += 4
+            health.note_group(joined=True, silent_s=float("inf"))
+            said.append(health.unready())
+
+    assert said == [None, None, "no broker has answered for 13 s"]
 
 
 def test_a_process_that_is_to_end_is_not_ready(health: Health) -> None:

@@ -259,7 +259,7 @@ def test_outcomes_are_handed_on_in_order_and_the_offset_after_the_last_is_commit
 
     assert session.delivery.sent == records
     assert session.delivery.last == session.source.noted == {0: 9, 1: 42}
-    assert session.loop.positions == {}
+    assert session.loop._positions == {}
 
 
 def test_positions_are_those_of_outcomes_that_are_handed_on_and_not_committed() -> None:
@@ -269,7 +269,7 @@ def test_positions_are_those_of_outcomes_that_are_handed_on_and_not_committed() 
     with pytest.raises(DrainTimeout):
         session.run(until_s=2)
 
-    assert session.loop.positions == {0: 7}
+    assert session.loop._positions == {0: 7}
 
 
 def test_nothing_behind_a_missing_outcome_is_committed() -> None:
@@ -538,7 +538,7 @@ def test_what_can_not_be_settled_in_time_is_dropped_and_not_committed() -> None:
         ("sent", 1, 40),
         ("committed", {1: 41}),
     ]
-    assert session.loop.positions == {}
+    assert session.loop._positions == {}
 
 
 def test_a_partition_is_given_up_when_its_time_is_up() -> None:

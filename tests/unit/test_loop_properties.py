@@ -583,7 +583,7 @@ def _hold_session(world: _World, guarantee: Guarantee) -> None:
     try:
         loop.run(lambda: world.is_over)
         if not world.was_aborted_at_the_end:
-            assert (pipeline.in_flight, pipeline.in_flight_bytes, dict(loop.positions)) == (0, 0, {})
+            assert (pipeline.in_flight, pipeline.in_flight_bytes, dict(loop._positions)) == (0, 0, {})
     except (SessionError, DrainTimeout):
         world.was_unclean = True
     finally:

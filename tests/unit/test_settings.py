@@ -253,7 +253,8 @@ def test_the_three_topics_must_differ(flags: Mapping[str, object], topics: tuple
 
 def test_a_full_record_must_fit_into_what_is_in_flight() -> None:
     assert _wrong({"in_flight_images": "63"}) == (
-        "WORKER_IN_FLIGHT_IMAGES=63 is less than WORKER_MAX_IMAGES_PER_RECORD=64: a full record would never fit"
+        "WORKER_IN_FLIGHT_IMAGES=63 is less than WORKER_MAX_IMAGES_PER_RECORD=64: "
+        "those of a record are in flight together"
     )
 
 
@@ -281,6 +282,8 @@ def test_traversal_paths_are_read_as_depths(text: str, depths: set[int]) -> None
         ("WORKER_KAFKA", '{"acks": "0"}'),
         ("WORKER_KAFKA_ACKS", "0"),
         ("WORKER_max_batch", "8"),
+        ("worker_max_batch", "8"),
+        ("Worker_Max_Btch", "8"),
         ("WORKER_PORT", "9464"),
         ("WORKER_SERVICE", "10.0.0.1"),
         ("WORKER_PREFETCH_PORT", "http://10.0.0.1:80"),
@@ -610,6 +613,16 @@ def test_a_property_that_librdkafka_refuses_stops_the_start(own: dict[str, str],
         check_properties(settings)
 
     assert str(raised.value).startswith(f"kafka property refused: {said}")
+
+
+def test_a_refusal_gives_no_secret_away() -> None:
+    own = {"sasl.password": "hunter2", "lingr.ms": "5"}
+    settings = read_settings({"bootstrap_servers": "127.0.0.1:1", "kafka": own})
+
+    with pytest.raises(SettingsError) as raised:
+        check_properties(settings)
+
+    assert str(raised.value).endswith('"lingr.ms" (set: sasl.password, lingr.ms)')
 
 
 def test_the_gpus_decoder_does_not_go_with_open_clips_own_transform() -> None:

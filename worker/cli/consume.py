@@ -1,5 +1,6 @@
 """`clip-worker consume`: embeddings from the output topic into a file or onto the screen."""
 
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -9,13 +10,14 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, Top
 
 from schemas.dead_letter import Rejection
 from schemas.embedding import read_embedding
+from worker.cli.dead_letters import SILENCE_S
 from worker.cli.files import written_whole
 from worker.cli.options import settings_options
 from worker.cli.rows import WRITERS, Place, Row, rows_of
 from worker.clients import QUIET, consumer_properties, tool_admin
 from worker.errors import KafkaSetupError
 from worker.settings import Settings, read_settings
-from worker.topics import list_topics
+from worker.topics import list_topics, require
 
 _POLL_S = 0.2
 _SHOWN_NUMBERS = 4
@@ -56,21 +58,26 @@ class _Records:
     def __init__(self, settings: Settings, *, follow: bool) -> None:
         self._topic = settings.output_topic
         self._follow = follow
-        partitions = list_topics(tool_admin(settings), settings).get(self._topic)
-        if partitions is None:
-            raise KafkaSetupError(f"no such topic at {settings.bootstrap_servers}: {self._topic}")
+        topics = list_topics(tool_admin(settings), settings)
+        require(topics, [self._topic], settings)
         # A consumer that reads by itself joins no group, and commits nothing.
         own = {"group.id": "clip-worker-consume", "enable.partition.eof": True}
         self._consumer = Consumer(consumer_properties(settings) | QUIET | own)
-        self._unread = set(range(partitions))
+        self._unread = set(range(topics[self._topic]))
         self._consumer.assign([TopicPartition(self._topic, number, OFFSET_BEGINNING) for number in self._unread])
 
     def __iter__(self) -> Iterator[tuple[Place, bytes | None]]:
-        """Yield each record's place and value."""
+        """Yield each record's place and value.
+
+        Raises: `KafkaSetupError` where the end doesn't come.
+        """
+        heard_s = time.monotonic()
         while self._unread or self._follow:
             message = self._consumer.poll(_POLL_S)
             if message is None:
+                self._check_silence(time.monotonic() - heard_s)
                 continue
+            heard_s = time.monotonic()
             error = message.error()
             if error is None:
                 yield _place(message), message.value()
@@ -78,6 +85,11 @@ class _Records:
                 self._unread.discard(message.partition() or 0)
             else:
                 raise KafkaSetupError(f"reading {self._topic}: {error.str()}")
+
+    def _check_silence(self, seconds: float) -> None:
+        if not self._follow and seconds > SILENCE_S:
+            unread = f"partitions {', '.join(str(each) for each in sorted(self._unread))} of {self._topic}"
+            raise KafkaSetupError(f"reading {unread}: nothing came for {SILENCE_S:g} s")
 
     def close(self) -> None:
         """Leave."""
@@ -105,13 +117,13 @@ def _every(topic: str, records: Iterable[tuple[Place, bytes | None]]) -> Iterato
         yield from rows_of(record, place)
 
 
-def _latest(records: Iterable[tuple[Place, bytes | None]]) -> Iterable[tuple[Place, bytes]]:
+def _latest(records: Iterable[tuple[Place, bytes | None]]) -> Iterator[tuple[Place, bytes]]:
     latest: dict[bytes | None, tuple[Place, bytes]] = {}
     for place, value in records:
         latest.pop(place.key, None)
         if value is not None:
             latest[place.key] = (place, value)
-    return latest.values()
+    yield from latest.values()
 
 
 def _write(output: Path, rows: Iterable[Row]) -> int:
@@ -128,5 +140,10 @@ def _show(rows: Iterable[Row]) -> int:
         name = row.id + (f" › {row.chunk_id or row.chunk}" if row.chunk else "")
         first = " ".join(f"{value:8.4f}" for value in row.embedding[:_SHOWN_NUMBERS])
         norm = float(np.linalg.norm(row.embedding))
-        click.echo(f"{name:40}  {first} …  {len(row.embedding)} numbers, norm {norm:.3f}  {row.model}")
+        click.echo(f"{_printable(name):40}  {first} …  {len(row.embedding)} numbers, norm {norm:.3f}  {row.model}")
     return count
+
+
+def _printable(text: str) -> str:
+    """Return the text on one line, with what a terminal would act on as an escape in letters."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

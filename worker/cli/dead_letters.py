@@ -16,7 +16,7 @@ from worker.settings import Settings
 from worker.source import read_headers
 
 _POLL_S = 0.2
-_SILENCE_S = 60.0
+SILENCE_S = 60.0
 _ANSWER_S = 30.0
 
 
@@ -55,8 +55,8 @@ class DeadLetters:
         while self._unread:
             message = self._consumer.poll(_POLL_S)
             if message is None:
-                if time.monotonic() - heard_s > _SILENCE_S:
-                    raise KafkaSetupError(f"reading {self._topic}: nothing came for {_SILENCE_S:g} s")
+                if time.monotonic() - heard_s > SILENCE_S:
+                    raise KafkaSetupError(f"reading {self._topic}: nothing came for {SILENCE_S:g} s")
                 yield None
                 continue
             heard_s = time.monotonic()

@@ -12,9 +12,8 @@ from schemas.document import pack_document
 from worker.cli.files import image_files, name_of
 from worker.cli.options import settings_options
 from worker.clients import QUIET, Properties, producer_properties, tool_admin
-from worker.errors import KafkaSetupError
 from worker.settings import read_settings
-from worker.topics import list_topics
+from worker.topics import list_topics, require
 
 _FLUSH_S = 1.0
 _DEFAULTS: Properties = {"delivery.timeout.ms": 30_000}  # somebody waits: librdkafka's own are 300 s
@@ -33,8 +32,7 @@ def command(paths: tuple[Path, ...], **flags: object) -> None:
         files = [file for path in paths for file in (image_files(path) if path.is_dir() else [path])]
     except ValueError as error:
         raise click.ClickException(str(error)) from error
-    if settings.input_topic not in list_topics(tool_admin(settings), settings):
-        raise KafkaSetupError(f"no such topic at {settings.bootstrap_servers}: {settings.input_topic}")
+    require(list_topics(tool_admin(settings), settings), [settings.input_topic], settings)
     producer = Producer(_DEFAULTS | producer_properties(settings) | QUIET)
     with Progress() as progress:
         bar = progress.add_task("publishing", total=len(files))

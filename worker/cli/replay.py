@@ -19,9 +19,9 @@ from worker.cli.progress import Progress
 from worker.cli.replayer import Replayer
 from worker.cli.tally import Fate, Tally, name_places
 from worker.clients import tool_admin
-from worker.errors import DrainTimeout, KafkaSetupError
+from worker.errors import DrainTimeout
 from worker.settings import read_settings
-from worker.topics import list_topics
+from worker.topics import list_topics, require
 
 _SIGNAL_EXIT = 130
 
@@ -48,8 +48,7 @@ def command(*, again: bool, dry_run: bool, reasons: tuple[str, ...] = (), **flag
     admin = tool_admin(settings)
     topics = list_topics(admin, settings)
     topic = settings.dead_letter_topic
-    if topic not in topics:
-        raise KafkaSetupError(f"no such topic at {settings.bootstrap_servers}: {topic}")
+    require(topics, [topic], settings)
     with ExitStack() as stack:
         stop = stack.enter_context(_Stop(settings.drain_timeout_s))
         group = ReplayGroup(settings, topic)
