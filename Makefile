@@ -43,8 +43,9 @@ types: setup
 unit: setup
 	$(BIN)/pytest tests/unit
 
+# ARGS='--part whole' is one part of it.
 bench: setup
-	$(BIN)/python -m tests.benchmarks
+	$(BIN)/python -m tests.benchmarks $(ARGS)
 
 # On a machine with a GPU; ARGS='--device cpu --scale 0.01' is the dry run. With an environment of its own: PYTHON -m tests.benchmarks.gpu
 bench-gpu: setup
@@ -62,7 +63,7 @@ fidelity: setup
 
 chaos: setup
 	$(BIN)/python -m tests.chaos --records $(RECORDS) --kills $(KILLS) --bounces $(BOUNCES) --changes $(CHANGES) \
-		$(if $(SEED),--seed $(SEED))
+		$(if $(SEED),--seed $(SEED)) $(ARGS)
 
 fuzz: setup
 	$(BIN)/python -m tests.fuzz --minutes $(MINUTES)

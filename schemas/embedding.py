@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from schemas.dead_letter import Reason, Rejection
 from schemas.document import MAX_DOCUMENTS, MAX_TRAVERSAL_DEPTH, Document
-from schemas.ndarray import pack_ndarray, read_ndarray
+from schemas.ndarray import Array, pack_ndarray, read_ndarray
 from schemas.wire import Reader
 
 Embedding = npt.NDArray[np.float32]
@@ -98,7 +98,7 @@ class _EmbeddingReader:
         for name in self.reader.read_fields():
             match name, self.reader.kind:
                 case b"embedding", "map":
-                    embedding = read_ndarray(self.reader, max_bytes=None).astype(np.float32, copy=False)
+                    embedding = _check_embedding(read_ndarray(self.reader, max_bytes=None))
                 case b"chunks", "array":
                     chunks = self._read_chunks(depth + 1)
                 case ((b"id" | b"tags" | b"model" | b"preprocessing" | b"normalized"), _):
@@ -127,6 +127,12 @@ class _EmbeddingReader:
         if self.reader.kind != "map":
             raise Rejection(Reason.BAD_CHUNKS, f"a chunk is a {self.reader.kind}, not a map")
         return self.read(depth)
+
+
+def _check_embedding(array: Array) -> Embedding:
+    if array.dtype != np.float32 or array.ndim != 1:
+        raise Rejection(Reason.BAD_BLOB, f"an embedding of {array.dtype} {list(array.shape)}, not float32 [D]")
+    return array.astype(np.float32, copy=False)
 
 
 def _read_origin(plain: Mapping[bytes, object]) -> Origin | None:

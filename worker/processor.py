@@ -1,11 +1,17 @@
-"""What the processor can do for a model on the CPU, as Linux tells it; of other systems nothing is known."""
+"""What the processor can do for a model on the CPU, as Linux tells it; of other systems only the cores are known."""
 
+import os
 from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
 
 # Linux's names of what multiplies in bf16, the faster first: arch/x86/include/asm/cpufeatures.h
 _BF16 = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use, hyperthreads counted."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def bf16_unit(cpuinfo: Path = CPUINFO) -> str | None:

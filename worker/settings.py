@@ -18,6 +18,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from schemas.document import TraversalPaths, parse_traversal
 from worker.errors import SettingsError
+from worker.processor import usable_cores
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -38,10 +39,6 @@ _SERVICE_LINK_NAME = re.compile(
     r"WORKER_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
 )
 _SERVICE_LINK_URL = re.compile(r"(tcp|udp|sctp)://.+:\d+")
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _without_service_link(value: object) -> object:
@@ -100,7 +97,7 @@ class Settings(BaseSettings):
     )
 
     prepare_threads: Annotated[int, Field(gt=0, le=1_024)] = Field(
-        default_factory=_cores, description="threads that decode and resize; the number of cores unless set"
+        default_factory=usable_cores, description="threads that decode and resize; the number of cores unless set"
     )
     preprocessing: Literal["fast", "reference"] = Field(
         "fast", description="fast, or reference: open_clip's own transform bit for bit"

@@ -12,7 +12,7 @@ from pathlib import Path
 import confluent_kafka
 import torch
 
-from worker.processor import cpuinfo_field
+from worker.processor import cpuinfo_field, usable_cores
 
 _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16")
 _PACKAGES = ("torch", "numpy", "pillow", "simplejpeg", "torchvision", "open_clip_torch", "confluent-kafka")
@@ -52,7 +52,7 @@ def this_machine() -> Machine:
     return Machine(
         processor=cpuinfo_field("model name") or platform.processor() or platform.machine(),
         flags=tuple(flag for flag in _FLAGS if flag in flags),
-        cores=len(os.sched_getaffinity(0)),
+        cores=usable_cores(),
         memory_gib=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30,
         gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         system=platform.platform(),
@@ -65,7 +65,9 @@ def this_machine() -> Machine:
 
 def _commit() -> str:
     """Return the commit, with a + where the tree has changed since."""
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty=+"], cwd=_ROOT, capture_output=True, text=True, check=False
-    )
+    command = ["git", "describe", "--always", "--dirty=+"]
+    try:
+        described = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
+    except OSError:  # no git
+        return "unknown"
     return described.stdout.strip() or "unknown"

@@ -26,6 +26,7 @@ from tests.benchmarks.timing import interleave, ratios
 from worker.decode import Decoder
 from worker.fit import Fit, Geometry
 from worker.images import Fast, Reference
+from worker.processor import usable_cores
 from worker.records import ModelInput, Pixels
 
 PART = "parts"
@@ -113,7 +114,7 @@ def threads(size: Size, say: Callable[[str], None]) -> Iterator[Result]:
             measured.append(_rate(fast, file, count, images))
     for count, measured in rates.items():
         yield Measurement(PART, f"fast in {count} threads, 500×375 JPEG", "images/s", measured)
-    least = _LEAST_OF_TWO_THREADS if size.scale >= 1 else None
+    least = _LEAST_OF_TWO_THREADS if size.scale >= 1 and usable_cores() > 1 else None
     yield Bound(PART, "two prepare threads to one", ratios(rates[2], rates[1]), least)
 
 
@@ -127,7 +128,7 @@ def _compare(kind: str, width: int, height: int, size: Size) -> Iterator[Result]
         PART,
         f"fast to open_clip's transform, {what}",
         ratios(seconds["open_clip's transform"], ours),
-        _LEAST.get((kind, width)),
+        _LEAST.get((kind, width)) if size.scale >= 1 else None,
     )
     least = _LEAST_OF_BARE if kind == "JPEG" and size.scale >= 1 else None
     yield Bound(PART, f"fast to decode and resize called bare, {what}", ratios(seconds["bare"], ours), least)

@@ -376,6 +376,17 @@ def test_publish_says_which_file_the_topic_has_no_room_for(user: User, tmp_path:
     assert f"{large.as_posix()}: Broker: Message size too large" in result.output
 
 
+def test_publish_says_which_file_is_larger_than_the_clients_queue(user: User, tmp_path: Path) -> None:
+    user.says("topics")
+    large = _photograph_of_8_mb(tmp_path)
+
+    result = user.runs("publish", "--kafka", "queue.buffering.max.kbytes=4096", large)
+
+    assert result.exit_code == 1
+    assert f"{large.as_posix()}: " in result.output
+    assert "bytes are more than queue.buffering.max.kbytes" in result.output
+
+
 def test_publish_to_a_topic_that_is_not_there_makes_none(user: User) -> None:
     result = user.runs("publish", ROOT / "worker" / "cli" / "photographs")
 

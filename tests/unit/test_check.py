@@ -1,6 +1,7 @@
 import pytest
 
 from worker.cli.check import Finding, advise_precision
+from worker.errors import DeviceError
 
 
 @pytest.mark.parametrize(
@@ -23,6 +24,16 @@ def test_bf16_is_recommended_where_it_is_faster_on_a_processor_that_has_it(times
 )
 def test_bf16_is_not_measured_elsewhere(precision: str, device: str, unit: str | None) -> None:
     assert list(advise_precision(precision, device, unit, _refuse)) == []
+
+
+def test_bf16_that_the_processor_can_not_do_well_is_no_fault_of_what_runs() -> None:
+    advice = list(advise_precision("auto", "cpu", "AMX", _fail))
+
+    assert advice == [Finding("precision", fine=True, said="fp32; the self-test failed")]
+
+
+def _fail() -> float:
+    raise DeviceError("the self-test failed")
 
 
 def _refuse() -> float:

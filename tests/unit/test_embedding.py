@@ -305,6 +305,16 @@ def test_deep_tags_are_read() -> None:
             id="another length",
         ),
         pytest.param(
+            _pack({"id": "a", "embedding": {"dtype": "float32", "shape": [2, 1], "data": bytes(8)}}),
+            (Reason.BAD_BLOB, "an embedding of float32 [2, 1], not float32 [D]"),
+            id="another shape",
+        ),
+        pytest.param(
+            _pack({"id": "a", "embedding": {"dtype": "uint8", "shape": [8], "data": bytes(8)}}),
+            (Reason.BAD_BLOB, "an embedding of uint8 [8], not float32 [D]"),
+            id="bytes",
+        ),
+        pytest.param(
             b"\x81\xa6chunks\x91" * 65 + b"\x80", (Reason.TOO_DEEP, "chunks nested deeper than 64"), id="65 levels"
         ),
         pytest.param(

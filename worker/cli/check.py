@@ -15,9 +15,9 @@ from rich.text import Text
 
 from worker.cli.options import settings_options
 from worker.cli.run import load_encoder
-from worker.clients import Admin, check_properties, tool_admin
+from worker.clients import check_properties, tool_admin
 from worker.encoder import Encoder
-from worker.errors import WorkerError
+from worker.errors import DeviceError, WorkerError
 from worker.nvjpeg import nvjpeg_decoder
 from worker.processor import bf16_unit
 from worker.settings import Settings, read_settings
@@ -84,7 +84,7 @@ def _look_at_properties(settings: Settings) -> Iterator[Finding]:
 
 
 def _look_at_topics(settings: Settings) -> Iterator[Finding]:
-    partitions = find_topics(_admin(settings), settings)
+    partitions = find_topics(tool_admin(settings), settings)
     yield Finding("broker", fine=True, said=settings.bootstrap_servers)
     yield Finding(
         "topics", fine=True, said=", ".join(f"{name} ({count} partitions)" for name, count in partitions.items())
@@ -93,7 +93,7 @@ def _look_at_topics(settings: Settings) -> Iterator[Finding]:
 
 def _look_at_limits(settings: Settings) -> Iterator[Finding]:
     needed = needed_message_bytes(settings)
-    for topic, limits in LimitsQuestion(_admin(settings), list(needed)).wait_for_limits().items():
+    for topic, limits in LimitsQuestion(tool_admin(settings), list(needed)).wait_for_limits().items():
         fits = limits.max_message_bytes >= needed[topic]
         said = f"{MAX_BYTES}={limits.max_message_bytes}"
         if not fits:
@@ -103,7 +103,7 @@ def _look_at_limits(settings: Settings) -> Iterator[Finding]:
 
 
 def _look_at_rights(settings: Settings) -> Iterator[Finding]:
-    admin = _admin(settings)
+    admin = tool_admin(settings)
     needed = {
         settings.input_topic: AclOperation.READ,
         settings.output_topic: AclOperation.WRITE,
@@ -176,16 +176,16 @@ def advise_precision(
     """
     if precision != "auto" or device != "cpu" or unit is None:
         return
-    times = bf16_to_fp32()
+    try:
+        times = bf16_to_fp32()
+    except DeviceError as error:  # which is none of `run`, as it is set
+        yield Finding("precision", fine=True, said=f"fp32; {error}")
+        return
     if times >= _WORTH_RECOMMENDING:
         said = f"fp32 by default; PRECISION=bf16 is {times:.1f} times as fast with this processor's {unit}"
     else:
         said = f"fp32; bf16 is only {times:.1f} times as fast, though this processor has {unit}"
     yield Finding("precision", fine=True, said=said)
-
-
-def _admin(settings: Settings) -> Admin:
-    return tool_admin(settings)
 
 
 def _table(findings: list[Finding]) -> Table:

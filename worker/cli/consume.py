@@ -140,7 +140,8 @@ def _show(rows: Iterable[Row]) -> int:
         name = row.id + (f" › {row.chunk_id or row.chunk}" if row.chunk else "")
         first = " ".join(f"{value:8.4f}" for value in row.embedding[:_SHOWN_NUMBERS])
         norm = float(np.linalg.norm(row.embedding))
-        click.echo(f"{_printable(name):40}  {first} …  {len(row.embedding)} numbers, norm {norm:.3f}  {row.model}")
+        numbers = f"{first} …  {len(row.embedding)} numbers, norm {norm:.3f}"
+        click.echo(f"{_printable(name):40}  {numbers}  {_printable(row.model)}")
     return count
 
 

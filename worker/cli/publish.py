@@ -80,7 +80,9 @@ class _Publisher:
 
         try:
             self._producer.produce(self._topic, key=name.encode(), value=value, on_delivery=note)
-        except BufferError:
+        except BufferError as error:
+            if not len(self._producer):
+                raise ValueError(f"{len(value)} bytes are more than queue.buffering.max.kbytes") from error
             return False
         self._producer.poll(0)
         return True

@@ -109,7 +109,7 @@ def write_page(
     `read` returns the image file of a name; where it raises `OSError` or the file is no image, the picture is a grey
     tile. `facts` stand below the title, `warning` in a banner above all rows. Raises: `OSError`.
     """
-    # jinja2 comes with torch; a command that writes no page does without.
+    # A command that writes no page does without.
     from jinja2 import Environment, StrictUndefined  # noqa: PLC0415
 
     shown = rows[:limit]

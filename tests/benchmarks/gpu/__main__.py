@@ -3,7 +3,7 @@
 Brings its pictures and its weights along: neither network, nor Java, nor a broker. On the CPU it is a dry run.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import torch
 
 from tests.benchmarks.gpu.alone import PART, alone, best_of, tricks
 from tests.benchmarks.gpu.copies import copies
-from tests.benchmarks.gpu.machine import Machine
+from tests.benchmarks.gpu.machine import Machine, use_device
 from tests.benchmarks.gpu.pictures import SIDES
 from tests.benchmarks.gpu.preparing import decoding, preparation_rate, preparing
 from tests.benchmarks.gpu.whole import best_whole, whole
@@ -24,17 +24,30 @@ OF_THE_ROOFLINE = 0.9
 
 Part = Callable[[Machine, Size, Callable[[str], None]], Iterator[Result]]
 
+PARTS: Mapping[str, Part] = {
+    "alone": alone,
+    "preparing": preparing,
+    "whole": whole,
+    "tricks": tricks,
+    "copies": copies,
+    "decoding": decoding,
+}
+_OF_THE_GOALS = ("alone", "preparing", "whole")
+JSON = Path(__file__).parents[3] / ".cache" / "bench-gpu.json"
 
-def measure(machine: Machine, size: Size, say: Callable[[str], None]) -> list[Result]:
-    """Run everything that this device can, then compare with the goals."""
-    parts: list[Part] = [alone, tricks, copies, preparing, whole]
-    if machine.is_cuda:
-        parts.append(decoding)
+
+def measure(
+    machine: Machine, size: Size, chosen: Sequence[str], say: Callable[[str], None]
+) -> Iterator[Sequence[Result]]:
+    """Yield the results of each part, and at last those of the goals where there is all that they are made of."""
     results: list[Result] = []
-    for part in parts:
-        say(f"{part.__name__}:")
-        results += part(machine, size, say)
-    return [*results, *goals(machine, results)]
+    for name in chosen:
+        say(f"{name}:")
+        found = list(PARTS[name](machine, size, say))
+        results += found
+        yield found
+    if set(_OF_THE_GOALS) <= set(chosen):
+        yield list(goals(machine, results))
 
 
 def goals(machine: Machine, results: Sequence[Result]) -> Iterator[Result]:
@@ -56,20 +69,26 @@ def goals(machine: Machine, results: Sequence[Result]) -> Iterator[Result]:
 @click.option("--scale", type=click.FloatRange(min=0, min_open=True), default=1.0, help="of the time that it takes")
 @click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="of which the medians are")
 @click.option("--model", default="ViT-B/32", show_default=True, help="an architecture, with random weights")
-@click.option("--json", "path", type=click.Path(path_type=Path), help="a file for the figures")
-def main(device: str, scale: float, rounds: int, model: str, path: Path | None) -> None:
-    """Measure one GPU; end with 1 where a goal is missed."""
+@click.option("--part", "chosen", type=click.Choice(list(PARTS)), multiple=True, help="repeatable; all unless set")
+@click.option("--json", "path", type=click.Path(path_type=Path), default=JSON, help="where the figures go")
+def main(device: str, scale: float, rounds: int, model: str, chosen: tuple[str, ...], path: Path) -> None:
+    """Measure one GPU; end with 1 where a goal is missed. The figures are written after each part.
+
+    The goals take the parts alone, preparing and whole.
+    """
     if device != "cpu":
         if not torch.cuda.is_available():
             raise click.ClickException("no CUDA device; --device cpu --scale 0.01 is the dry run")
-        torch.cuda.set_device(device)
+        use_device(device)
     machine, size, host = Machine(device, model), Size(rounds, scale), this_machine()
     for line in (str(machine), *host.lines()):
         click.echo(line)
-    results = measure(machine, size, lambda what: click.echo(what, err=True))
-    show(results)
-    if path is not None:
+    results: list[Result] = []
+    for found in measure(machine, size, chosen or tuple(PARTS), lambda what: click.echo(what, err=True)):
+        results += found
         write_json(path, {"device": str(machine), "machine": asdict(host), "size": asdict(size)}, results)
+    show(results)
+    click.echo(f"medians of {rounds} rounds at scale {scale:g}, also in {path}")
     if wrong := off(results):
         raise click.ClickException(f"off: {', '.join(wrong)}")
 

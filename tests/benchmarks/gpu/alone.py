@@ -1,6 +1,7 @@
 """The model alone, on pixels that are on the device: by size of batch, precision, and the way to launch it."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import nn
@@ -40,12 +41,14 @@ def _ways(
 
     yield "eager", eager
     if machine.is_cuda:
-        yield "CUDA graph", captured(eager)
+        more = {"CUDA graph": partial(captured, eager)}
         if batch == machine.max_batch:
+            more["torch.compile"] = partial(_compiled, tower, pixels)
+        for way, make in more.items():
             try:
-                yield "torch.compile", _compiled(tower, pixels)
-            except RuntimeError as error:  # there may be no C compiler
-                say(f"not compiled: {error}")
+                yield way, make()
+            except RuntimeError as error:  # there may be no C compiler, and not every tower can be captured
+                say(f"left out, {way}: {error}")
 
 
 def tricks(machine: Machine, size: Size, say: Callable[[str], None]) -> Iterator[Result]:

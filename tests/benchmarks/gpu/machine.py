@@ -1,6 +1,5 @@
 """What a run of the benchmark works with: the device, the model and how many batches fit in its time."""
 
-import os
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -9,7 +8,13 @@ from functools import cache
 import torch
 
 from worker.encoder import Encoder
+from worker.processor import usable_cores
 from worker.weights import Model, load_model
+
+
+def use_device(name: str) -> None:
+    """Let cuda or cuda:N be the one that calls without a device are for. Raises: `RuntimeError` where it is missing."""
+    torch.cuda.set_device(torch.device(name).index or 0)  # which takes no cuda without a number
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +32,7 @@ class Machine:
     @property
     def cores(self) -> int:
         """Return how many cores this process may use."""
-        return len(os.sched_getaffinity(0))
+        return usable_cores()
 
     @property
     def precisions(self) -> Sequence[str]:

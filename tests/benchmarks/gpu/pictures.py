@@ -1,6 +1,7 @@
 """JPEGs cut out of photographs that scikit-image brings inside its package: no network."""
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 
 import numpy as np
 from PIL import Image
@@ -14,6 +15,7 @@ _CUTS = 8
 _SHIFT = 60
 
 
+@cache
 def jpegs(name: str) -> Sequence[bytes]:
     """Return different JPEGs of these sides, of every photograph a few."""
     return [_jpeg(photograph, cut, SIDES[name]) for photograph in PHOTOGRAPHS for cut in range(_CUTS)]

@@ -3,6 +3,8 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing.synchronize import Barrier
+from typing import ClassVar
 
 import numpy as np
 
@@ -10,18 +12,19 @@ from tests.benchmarks.gpu.machine import Machine
 from tests.benchmarks.gpu.pictures import SIDES, jpegs
 from tests.benchmarks.report import Bound, Measurement, Result, Size
 from tests.broker.forks import forkserver
+from worker.errors import DeviceError
 from worker.fit import Geometry
 from worker.images import Fast, Reference
 from worker.nvjpeg import NvJpeg, nvjpeg_decoder
 from worker.prepare import Preprocess
 from worker.records import ModelInput
 from worker.system import prefer_throughput
-from worker.weights import Model
 
 PART = "preparation"
 UNIT = "images/s"
 MAX_PIXELS = 50_000_000
 _ROUND_S = 1.0
+_READY_S = 120.0
 _TOGETHER = "a process on each core"
 _THREADS_A_CORE = 4  # of the GPU's decoder: the more threads have a file, the more it gets at once
 
@@ -30,13 +33,14 @@ def preparing(machine: Machine, size: Size, say: Callable[[str], None]) -> Itera
     """Yield images/s of `fast` on one thread, on as many as there are cores, and in as many processes."""
     model = machine.load()
     fast = Fast(model.input, model.geometry, MAX_PIXELS)
-    with ProcessPoolExecutor(machine.cores, forkserver, initializer=prefer_throughput) as pool:
+    own = model.input, model.geometry, forkserver.Barrier(machine.cores)
+    with ProcessPoolExecutor(machine.cores, forkserver, _begin_process, own) as pool:
         for name in SIDES:
             for threads in sorted({1, machine.cores}):
                 say(f"{name}, {threads} threads")
                 yield _rate(PART, f"fast, {name}, {threads} threads", fast, jpegs(name), threads, size)
             say(f"{name}, {machine.cores} processes")
-            rates = [_rate_together(pool, machine.cores, model, name, size) for _ in range(size.rounds)]
+            rates = [_rate_together(pool, machine.cores, name, size) for _ in range(size.rounds)]
             yield Measurement(PART, f"fast, {name}, {_TOGETHER}", UNIT, rates)
 
 
@@ -50,23 +54,47 @@ def preparation_rate(results: Sequence[Result], name: str) -> float:
     return found.median
 
 
-def _rate_together(pool: ProcessPoolExecutor, processes: int, model: Model, name: str, size: Size) -> float:
-    seconds = _ROUND_S * size.scale
-    tasks = [pool.submit(_rate_of_one, model.input, model.geometry, name, seconds) for _ in range(processes)]
+def _rate_together(pool: ProcessPoolExecutor, processes: int, name: str, size: Size) -> float:
+    tasks = [pool.submit(_rate_of_one, name, _ROUND_S * size.scale) for _ in range(processes)]
     return sum(task.result() for task in tasks)
 
 
-def _rate_of_one(model_input: ModelInput, geometry: Geometry, name: str, seconds: float) -> float:
-    """Return the images/s of this process."""
-    fast, files = Fast(model_input, geometry, MAX_PIXELS), jpegs(name)
-    fast(files[0])
+class _Process:
+    """What a process of the pool has once it has begun: its preprocessing, and where all of them meet."""
+
+    fast: ClassVar[Fast]
+    together: ClassVar[Barrier]
+
+
+def _begin_process(model_input: ModelInput, geometry: Geometry, together: Barrier) -> None:
+    prefer_throughput()
+    _Process.fast, _Process.together = Fast(model_input, geometry, MAX_PIXELS), together
+
+
+def _rate_of_one(name: str, seconds: float) -> float:
+    """Return the images/s of this process, which begins when all are ready."""
+    files = jpegs(name)
+    _Process.fast(files[0])
+    _Process.together.wait(_READY_S)
     begun_s = time.perf_counter()
-    done = _prepare_until(fast, files, 0, begun_s + seconds)
+    done = _prepare_until(_Process.fast, files, 0, begun_s + seconds)
     return done / (time.perf_counter() - begun_s)
+
+
+def has_nvjpeg(machine: Machine, say: Callable[[str], None]) -> bool:
+    """Return whether the GPU's decoder is there, and say why not."""
+    try:
+        nvjpeg_decoder(machine.device)
+    except DeviceError as error:
+        say(f"left out: {error}")
+        return False
+    return True
 
 
 def decoding(machine: Machine, size: Size, say: Callable[[str], None]) -> Iterator[Result]:
     """Yield images/s of nvJPEG beside `fast` with the same threads, and how far both are from `reference`."""
+    if not has_nvjpeg(machine, say):
+        return
     model = machine.load()
     arguments = model.input, model.geometry, MAX_PIXELS
     fast, reference = Fast(*arguments), Reference(*arguments)
@@ -82,16 +110,14 @@ def decoding(machine: Machine, size: Size, say: Callable[[str], None]) -> Iterat
             yield from measured
             ratio = measured[0].median / measured[1].median
             yield Bound("decoding", f"nvjpeg against fast, {name}, {threads} threads", [ratio])
-        yield from _distances("nvjpeg", nvjpeg, reference, files)
-        yield from _distances("fast", fast, reference, files)
+        yield from _distances(f"nvjpeg from reference, {name}", nvjpeg, reference, files)
+        yield from _distances(f"fast from reference, {name}", fast, reference, files)
 
 
-def _distances(way: str, prepare: Preprocess, reference: Preprocess, files: Sequence[bytes]) -> Iterator[Measurement]:
-    levels = [np.abs(prepare(file).astype(int) - reference(file)) for file in files]
-    yield Measurement(
-        "distances", f"{way} from reference, furthest value", "levels", [float(it.max()) for it in levels]
-    )
-    yield Measurement("distances", f"{way} from reference, mean", "levels", [float(it.mean()) for it in levels])
+def _distances(name: str, prepare: Preprocess, reference: Preprocess, files: Sequence[bytes]) -> Iterator[Measurement]:
+    levels = np.stack([np.abs(prepare(file).astype(int) - reference(file)) for file in files])
+    yield Measurement("distances", f"{name}, furthest value", "levels", [float(levels.max())])
+    yield Measurement("distances", f"{name}, mean", "levels", [float(levels.mean())])
 
 
 def _rate(part: str, name: str, prepare: Preprocess, files: Sequence[bytes], threads: int, size: Size) -> Measurement:

@@ -1,12 +1,15 @@
 """JPEG records to embeddings by whole workers on the one device; in-process source, no Kafka."""
 
 import json
+import select
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 
 from tests.benchmarks.gpu.machine import Machine
 from tests.benchmarks.gpu.pictures import SIDES
+from tests.benchmarks.gpu.preparing import has_nvjpeg
 from tests.benchmarks.report import Measurement, Result, Size
 
 PART = "whole, in-process source, no Kafka"
@@ -14,11 +17,12 @@ UNIT = "images/s"
 _ROUND_S, _LEAST_ROUND_S = 4.0, 0.3
 _NVJPEG_THREADS_A_CORE = 4
 _END_S = 60.0
+_ANSWER_S = 300.0
 
 
 def whole(machine: Machine, size: Size, say: Callable[[str], None]) -> Iterator[Result]:
     """Yield images/s of one worker and of several beside each other, decoding on the CPU, and on the GPU."""
-    for decoder in ("cpu", "nvjpeg") if machine.is_cuda else ("cpu",):
+    for decoder in ("cpu", "nvjpeg") if has_nvjpeg(machine, say) else ("cpu",):
         for processes in machine.processes:
             yield from _together(machine, decoder, processes, size, say)
 
@@ -40,11 +44,11 @@ def _together(
     workers = [_start(machine, decoder, threads, size) for _ in range(processes)]
     try:
         for worker in workers:
-            _read(worker)
+            _read(worker, size)
         for name in SIDES:
             for worker in workers:
                 _ask(worker, name)
-            rates: list[list[float]] = [_read(worker) for worker in workers]
+            rates: list[list[float]] = [_read(worker, size) for worker in workers]
             yield Measurement(PART, f"{name}, {said}", UNIT, [sum(of_one) for of_one in zip(*rates, strict=True)])
     finally:
         for worker in workers:
@@ -77,8 +81,12 @@ def _ask(worker: "subprocess.Popen[str]", name: str) -> None:
     worker.stdin.flush()
 
 
-def _read(worker: "subprocess.Popen[str]") -> list[float]:
+def _read(worker: "subprocess.Popen[str]", size: Size) -> list[float]:
+    """Return what it says, a line at a time; a worker that says nothing for too long is ended."""
     assert worker.stdout is not None
+    in_time, _, _ = select.select([worker.stdout], [], [], _ANSWER_S + 2 * size.rounds * _ROUND_S)
+    if not in_time:
+        worker.kill()
     line = worker.stdout.readline()
     if not line:
         raise RuntimeError(f"a worker ended with {worker.wait(_END_S)}: see its lines above")
@@ -88,7 +96,8 @@ def _read(worker: "subprocess.Popen[str]") -> list[float]:
 
 def _end(worker: "subprocess.Popen[str]") -> None:
     assert worker.stdin is not None
-    worker.stdin.close()
+    with suppress(BrokenPipeError):
+        worker.stdin.close()
     try:
         worker.wait(_END_S)
     except subprocess.TimeoutExpired:

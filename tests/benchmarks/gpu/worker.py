@@ -6,6 +6,7 @@ each line on standard input, the name of a kind of picture, it works for as many
 images/s of each as a line of JSON.
 """
 
+import gc
 import json
 import sys
 import time
@@ -151,6 +152,7 @@ def main(rounds: int, round_s: float, threads: int, **flags: object) -> None:
     metrics = Metrics(CollectorRegistry())
     sessions = Sessions(settings, machine.encoder(precision), metrics, Health(settings.stall_timeout_s))
     sessions.warm_up()
+    gc.freeze()  # as the worker does
     _say("ready")
     for line in sys.stdin:
         _say(_measure(sessions, metrics, line.strip(), rounds, round_s))
