@@ -7,6 +7,7 @@ encode thread once `reserve` has returned.
 
 import logging
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
 
@@ -64,7 +65,10 @@ class Cuda:
     def _capture(self, slots: "list[_Slot]", sizes: list[int]) -> None:
         """Capture the graphs of a model that can be; where one fails, there are none, and nothing is left of them."""
         try:
+            self._run_without_waiting(slots[0], sizes[-1])
             self._capture_all(slots, sizes)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             said = str(error).partition("\n")[0]
         else:
@@ -73,8 +77,21 @@ class Cuda:
         # Out here the frames that failed are gone, and the graph that they had with its memory.
         for slot in slots:
             slot.graphs.clear()
-        torch.cuda.empty_cache()
+        with suppress(RuntimeError):  # before torch 2.15, where it was a capture that failed
+            torch.cuda.empty_cache()
         log.warning("the model can't be captured in CUDA graphs, and runs without: %s", said)
+
+    def _run_without_waiting(self, slot: "_Slot", images: int) -> None:
+        """Run once where waiting for the device is an error, as in a capture.
+
+        Before torch 2.15 a capture that fails leaves the allocator as if it went on, and memory is never freed again.
+        """
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            with torch.cuda.stream(self._streams.compute):
+                slot.embed(images)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
     def _capture_all(self, slots: "list[_Slot]", sizes: list[int]) -> None:
         """Capture a graph for each size and slot. All share one pool of memory: they run one after the other."""
@@ -85,6 +102,10 @@ class Cuda:
             with torch.cuda.stream(compute), torch.cuda.graph(graph, pool=pool, stream=compute):
                 slot.embed(size)
             slot.graphs[size] = graph
+
+    def sizes(self, max_batch: int) -> list[int]:
+        """Return the sizes of batches that there are graphs for."""
+        return buckets(max_batch)
 
     def allocate(self, images: int) -> npt.NDArray[np.uint8]:
         """Return pinned memory, which the device reads while the model computes: uint8 [images, R, R, 3].

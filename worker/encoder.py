@@ -3,7 +3,7 @@
 Belongs to the encode thread once the session has begun.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -13,13 +13,16 @@ import torch
 
 from worker.cuda import Cuda
 from worker.errors import DeviceError, OutOfMemory
-from worker.selftest import LIMIT, SelfTest
+from worker.selftest import LIMITS, SelfTest
 from worker.slots import Embeddings, Wait
 from worker.tower import Tower
 from worker.weights import Model
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _DEFAULT_MAX_BATCH = {"cpu": 8, "cuda": 256}
+
+# torch.OutOfMemoryError is of CUDA's allocator alone: cuBLAS, a graph's launch and the CPU's allocator say it so.
+_NO_ROOM = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
 
 Result = TypeVar("Result")
 
@@ -30,6 +33,8 @@ class _Runs(Protocol):
     depth: int
 
     def reserve(self, max_batch: int) -> None: ...
+
+    def sizes(self, max_batch: int) -> Sequence[int]: ...
 
     def allocate(self, images: int) -> npt.NDArray[np.uint8]: ...
 
@@ -93,32 +98,37 @@ class Encoder:
     def _with_memory(self, call: Callable[[], Result]) -> Result:
         try:
             return call()
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
             said = str(error)
+            if not (isinstance(error, torch.OutOfMemoryError) or any(sign in said for sign in _NO_ROOM)):
+                raise
         # Out here the frames that failed are gone, and their tensors with them.
         torch.cuda.empty_cache()
         raise OutOfMemory(f"{self.device_name}: {said}")
 
     def warm_up(self, max_batch: int) -> None:
-        """Reserve what batches need, and run the smallest and the largest once, so that no record waits; self-test.
+        """Reserve what batches need, and run each size once, so that no record waits; compare the numbers.
 
         Raises: `DeviceError` where the device can't, or gives other numbers than the CPU in fp32.
         """
-        side = self.model_input.size
+        limit, side = LIMITS[self.precision], self.model_input.size
         nothing = np.empty((0, side, side, 3), np.float32)
         try:
             self._runs.reserve(max_batch)
-            for images in (1, max_batch):
-                self.encode(np.zeros((images, side, side, 3), np.uint8), nothing)
-            cosine = self._self_test.cosine(lambda pictures: self.encode(pictures, nothing))
+            cosines = [
+                self._self_test.cosine(lambda pictures: self.encode(pictures, nothing), images, first)
+                for images in self._runs.sizes(max_batch)
+                for first in range(max(self.depth, 2 // images))  # both pictures, and whatever batches take turns in
+            ]
         except (RuntimeError, MemoryError, OutOfMemory) as error:
             raise DeviceError(
                 f"{self.device_name} can't run {self.model_name} in {self.precision} in batches of {max_batch}: {error}"
             ) from error
-        if not cosine >= LIMIT:  # not a number is under it too
+        cosine = float(np.min(cosines))
+        if not cosine >= limit:  # not a number is under it too
             raise DeviceError(
                 f"the self-test failed: {self.device_name} in {self.precision} gives embeddings of {self.model_name} "
-                f"with a cosine of {cosine:.6f} to those of the CPU in fp32, under {LIMIT}"
+                f"with a cosine of {cosine:.6f} to those of the CPU in fp32, under {limit}"
             )
 
 
@@ -132,6 +142,10 @@ class _Cpu:
 
     def reserve(self, max_batch: int) -> None:
         """Reserve nothing: the allocator keeps what a batch has freed."""
+
+    def sizes(self, max_batch: int) -> Sequence[int]:
+        """Return the sizes of batches to run once: of the others none takes another way."""
+        return sorted({1, max_batch})
 
     def allocate(self, images: int) -> npt.NDArray[np.uint8]:
         size = self._tower.input_size

@@ -33,7 +33,7 @@ MAX_MEMORY_MB = 50.0
 _LIMITS = DocumentLimits(max_image_bytes=16 * 2**20, max_images=64)
 _CPU_LIMIT_S = 60
 _MEMORY_LIMIT = 4 * 2**30
-_TRIES = 3  # what else the machine does can only add
+_TRIES = 5  # what else the machine does can only add
 _LIBC = ctypes.CDLL(None)
 _CLEAR_REFS, _RESET_PEAK = Path("/proc/self/clear_refs"), "5"
 

@@ -102,7 +102,8 @@ def captured(call: Callable[[], object]) -> Callable[[], object]:
             call()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
+    # Set around it as well: before torch 2.15 a capture that fails leaves its own stream behind.
+    with torch.cuda.stream(stream), torch.cuda.graph(graph, stream=stream):
         call()
     return graph.replay
 
@@ -120,7 +121,8 @@ def _compiled(tower: Tower, pixels: torch.Tensor) -> Callable[[], object]:
 
 
 def _pixels(machine: Machine, side: int, batch: int) -> torch.Tensor:
-    return torch.randint(0, 256, (batch, side, side, 3), dtype=torch.uint8, device=machine.device)
+    # Made on the CPU: before torch 2.15 the GPU's generator gives no more numbers once a capture has failed.
+    return torch.randint(0, 256, (batch, side, side, 3), dtype=torch.uint8).to(machine.device)
 
 
 def _inferring(tower: nn.Module, images: torch.Tensor) -> Callable[[], object]:
