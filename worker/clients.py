@@ -241,6 +241,10 @@ _PRODUCER_DEFAULTS: Properties = {
     "queue.buffering.max.kbytes": 262_144,
     "partitioner": "murmur2_random",  # the Java clients'
     "message.max.bytes": _LARGEST_MESSAGE_BYTES,
+    # By default, once all brokers are down, the client throws away those it knows and begins with bootstrap.servers:
+    # in a transaction that was seen never to end (librdkafka 2.16). What can't be delivered ends the session anyway,
+    # and the next one's clients begin there.
+    "metadata.recovery.strategy": "none",
 }
 _TRANSACTION_DEFAULTS: Properties = {
     "transaction.timeout.ms": 60_000,
