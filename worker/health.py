@@ -80,13 +80,9 @@ class Health:
         if not self._joined:
             return "the consumer has not joined its group"
         silence_s = self._clock() - self._answered_s
-        if silence_s <= _SILENCE_S:
-            return None
-        return (
-            "no broker has answered yet"
-            if silence_s == float("inf")
-            else f"no broker has answered for {silence_s:.0f} s"
-        )
+        if silence_s == float("inf"):
+            return "no broker has answered yet"
+        return f"no broker has answered for {silence_s:.0f} s" if silence_s > _SILENCE_S else None
 
 
 class HealthServer:

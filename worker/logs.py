@@ -30,6 +30,7 @@ def configure_logging(settings: Settings) -> None:
     warnings.filterwarnings("ignore", module="PIL")
     # torch warns of a record's read-only memory, of which worker.fit only reads.
     warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+    # worker.cuda finds with it what waits for the device.
     warnings.filterwarnings("ignore", message="Synchronization debug mode is a prototype feature")
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
     for talkative in ("httpx", "huggingface_hub", "urllib3"):

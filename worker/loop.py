@@ -232,9 +232,8 @@ class Loop:
         self._move_on()
 
     def _move_on(self) -> None:
-        self._activity.begin(
-            "handing on", patience_s=_CLIENT_PATIENCE_S
-        )  # a transaction that is broken is aborted here
+        # A transaction that is broken is aborted here.
+        self._activity.begin("handing on", patience_s=_CLIENT_PATIENCE_S)
         self._delivery.poll()
         self._hand_on()
         if self._checkpoint_due():

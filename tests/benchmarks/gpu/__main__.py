@@ -12,7 +12,7 @@ import torch
 
 from tests.benchmarks.gpu.alone import PART, alone, best_of, tricks
 from tests.benchmarks.gpu.copies import copies
-from tests.benchmarks.gpu.machine import Machine, use_device
+from tests.benchmarks.gpu.machine import Machine, device_number
 from tests.benchmarks.gpu.pictures import SIDES
 from tests.benchmarks.gpu.preparing import decoding, preparation_rate, preparing
 from tests.benchmarks.gpu.whole import best_whole, whole
@@ -79,7 +79,7 @@ def main(device: str, scale: float, rounds: int, model: str, chosen: tuple[str, 
     if device != "cpu":
         if not torch.cuda.is_available():
             raise click.ClickException("no CUDA device; --device cpu --scale 0.01 is the dry run")
-        use_device(device)
+        torch.cuda.set_device(device_number(device))
     machine, size, host = Machine(device, model), Size(rounds, scale), this_machine()
     for line in (str(machine), *host.lines()):
         click.echo(line)

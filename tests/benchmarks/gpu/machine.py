@@ -12,9 +12,9 @@ from worker.processor import usable_cores
 from worker.weights import Model, load_model
 
 
-def use_device(name: str) -> None:
-    """Let cuda or cuda:N be the one that calls without a device are for. Raises: `RuntimeError` where it is missing."""
-    torch.cuda.set_device(torch.device(name).index or 0)  # which takes no cuda without a number
+def device_number(name: str) -> int:
+    """Return N of cuda:N, 0 of cuda: torch.cuda.set_device takes no cuda without a number."""
+    return torch.device(name).index or 0
 
 
 @dataclass(frozen=True, slots=True)
